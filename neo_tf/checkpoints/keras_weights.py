@@ -1,0 +1,92 @@
+"""Keras folders: `config.json` and `model.weights.h5`, which keras.Model.load_weights reads as it is."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from neo_tf.checkpoints.checkpoint import DTYPES, Checkpoint, LazyTensor
+from neo_tf.checkpoints.tokenizer_files import find_tokenizer
+from neo_tf.config import GPTNeoConfig
+from neo_tf.errors import CheckpointError, MissingExtraError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.weights.h5"
+# Where GPTNeo.save_own_variables puts its variables: `vars/` and the canonical name.
+_GROUP = "vars"
+
+
+def is_keras(folder):
+    """Whether a folder holds Keras weights."""
+    return (Path(folder) / WEIGHTS_FILE).is_file()
+
+
+def read_keras(path, tokenizer=None, config=None):
+    """Opens a folder that write_keras or GPTNeo.save_weights wrote.
+
+    Raises:
+        CheckpointError: the weights are cut short or do not fit.
+        ConfigError: config.json is missing or malformed.
+    """
+    h5py = _import_h5py()
+    folder = Path(path)
+    config = GPTNeoConfig.from_file(config or folder / CONFIG_FILE)
+    file = folder / WEIGHTS_FILE
+    tensors = {}
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset):
+            dtype = DTYPES["bfloat16"] if item.attrs.get("dtype") == "bfloat16" else item.dtype
+            tensors[name] = LazyTensor(item.shape, dtype, lambda: _read(file, name, dtype))
+
+    try:
+        with h5py.File(file) as store:
+            if _GROUP in store:
+                store[_GROUP].visititems(visit)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {_one_line(error)}") from None
+    return Checkpoint(folder, "keras", config, tensors, find_tokenizer(folder, config.n_vocab, tokenizer))
+
+
+def write_keras(checkpoint, folder, progress):
+    """Writes config.json, model.weights.h5 and tokenizer.json.
+
+    Args:
+        checkpoint: a Checkpoint.
+        folder: an existing Path.
+        progress: called as progress(name, bytes) after each tensor.
+    """
+    h5py = _import_h5py()
+    params = checkpoint.config.replace(precision=checkpoint.dtype).to_original()
+    (folder / CONFIG_FILE).write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
+    if checkpoint.tokenizer is not None:
+        (folder / "tokenizer.json").write_text(checkpoint.tokenizer, encoding="utf-8")
+    with h5py.File(folder / WEIGHTS_FILE, "w") as store:
+        group = store.create_group(_GROUP)
+        for name, tensor in checkpoint.tensors.items():
+            dataset = group.create_dataset(name, data=tensor.read())
+            if tensor.dtype == DTYPES["bfloat16"]:
+                dataset.attrs["dtype"] = "bfloat16"  # as Keras marks it: HDF5 has no such type
+            progress(name, tensor.nbytes)
+
+
+def _read(file, name, dtype):
+    h5py = _import_h5py()
+    try:
+        with h5py.File(file) as store:
+            value = store[_GROUP][name][()]
+    except (OSError, KeyError) as error:
+        raise CheckpointError(f"{file}: {name} cannot be read: {_one_line(error)}") from None
+    return np.asarray(value).view(dtype) if value.dtype != dtype else value
+
+
+def _import_h5py():
+    try:
+        import h5py
+    except ImportError:
+        raise MissingExtraError("Keras weights need h5py: install it with `pip install 'neo-tf[tensorflow]'`") from None
+    return h5py
+
+
+def _one_line(error):
+    return str(error).splitlines()[0]

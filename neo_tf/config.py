@@ -1,0 +1,349 @@
+"""GPTNeoConfig: everything the forward pass reads, from the original's JSON or Hugging Face's config.json."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from neo_tf.errors import ConfigError
+
+ATTENTION_TYPES = ("global", "local")
+ACTIVATIONS = ("gelu", "relu", "sigmoid", "tanh", "softplus", "elu", "selu")
+PRECISIONS = ("float32", "bfloat16", "float16")
+GPT2_VOCAB_SIZE = 50257  # ids of GPT-2's tokenizer; the last one is end-of-text
+
+# Keys of the original that change the mathematics and have no layer here yet. Refused when they are switched on.
+_UNSUPPORTED = (
+    "rotary_emb",
+    "axial_pos_emb",
+    "no_weight_tie",
+    "rezero",
+    "scalenorm",
+    "macaron",
+    "share_parameters",
+    "num_mem_kv",
+    "mlp_glu",
+    "moe_layers",
+    "mlm_training",
+)
+
+# Hugging Face's name of an activation -> the original's. GPT-Neo's "gelu_new" is the tanh form; HF's plain "gelu" is erf.
+_ACTIVATION_FROM_HF = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu"} | {
+    name: name for name in ("relu", "sigmoid", "tanh", "selu")
+}
+
+
+@dataclass(frozen=True)
+class GPTNeoConfig:
+    """A GPT-Neo model's shape and options, under the original's names.
+
+    Args:
+        n_vocab: rows of the token embedding; may be padded past the tokenizer's size.
+        n_ctx: positions, the longest sequence in tokens.
+        n_embd: hidden size.
+        n_head: attention heads; divides n_embd.
+        n_layer: blocks.
+        attention_types: one of ATTENTION_TYPES for each layer.
+        local_attention_radius: keys that a local layer's query sees, itself included.
+        activation_fn: one of ACTIVATIONS. The original reads this key and ignores `activation_function`.
+        n_inner: hidden size of the mlp; 4 * n_embd unless given (Hugging Face's `intermediate_size`).
+        layer_norm_epsilon: added to the variance; the original's constant is 1e-5.
+        precision: of the stored variables, one of PRECISIONS.
+        embed_dropout, attn_dropout, res_dropout: rates in [0, 1), used in training alone.
+        eos_token_id, pad_token_id: of the tokenizer; not read by the forward pass. pad_token_id may lie outside
+            the embedding, as the original's does.
+        training: the source's other keys, carried along so that writing the config back loses nothing.
+
+    Raises:
+        ConfigError: a value that is missing, malformed, or contradicts another; both are named.
+    """
+
+    n_vocab: int
+    n_ctx: int
+    n_embd: int
+    n_head: int
+    n_layer: int
+    attention_types: tuple = ()
+    local_attention_radius: int = 256
+    activation_fn: str = "gelu"
+    n_inner: int | None = None
+    layer_norm_epsilon: float = 1e-5
+    precision: str = "float32"
+    embed_dropout: float = 0.0
+    attn_dropout: float = 0.0
+    res_dropout: float = 0.0
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+    training: dict = field(default_factory=dict, compare=False)
+
+    def __post_init__(self):
+        for name in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "local_attention_radius"):
+            self._require_positive_int(name)
+        if self.n_inner is None:
+            object.__setattr__(self, "n_inner", 4 * self.n_embd)
+        self._require_positive_int("n_inner")
+        object.__setattr__(self, "attention_types", tuple(self.attention_types))
+        if self.n_embd % self.n_head:
+            raise ConfigError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
+        if len(self.attention_types) != self.n_layer:
+            raise ConfigError(
+                f"attention_types describes {len(self.attention_types)} layers, but n_layer is {self.n_layer}"
+            )
+        for layer, kind in enumerate(self.attention_types):
+            if kind not in ATTENTION_TYPES:
+                known = ", ".join(ATTENTION_TYPES)
+                raise ConfigError(f"attention type {kind!r} of layer {layer} is not supported (known: {known})")
+        if self.activation_fn not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ConfigError(f"activation_fn {self.activation_fn!r} is not supported (known: {known})")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        if not _is_number(self.layer_norm_epsilon) or self.layer_norm_epsilon <= 0:
+            raise ConfigError(f"layer_norm_epsilon must be a positive number, not {self.layer_norm_epsilon!r}")
+        for name in ("embed_dropout", "attn_dropout", "res_dropout"):
+            rate = getattr(self, name)
+            if not _is_number(rate) or not 0 <= rate < 1:
+                raise ConfigError(f"{name} must be a rate in [0, 1), not {rate!r}")
+        if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.n_vocab:
+            raise ConfigError(f"eos_token_id {self.eos_token_id} is outside the vocabulary of {self.n_vocab}")
+
+    def _require_positive_int(self, name):
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} must be a positive integer, not {value!r}")
+
+    @property
+    def head_size(self):
+        """Features of one attention head."""
+        return self.n_embd // self.n_head
+
+    def window(self, layer):
+        """Keys that a query of `layer` sees, itself included: the radius of a local layer, n_ctx of a global one."""
+        if self.attention_types[layer] == "local":
+            return min(self.local_attention_radius, self.n_ctx)
+        return self.n_ctx
+
+    def replace(self, **changes):
+        """A copy with some fields changed, checked like any other."""
+        return dataclasses.replace(self, **changes)
+
+    # ---- the original's JSON
+
+    @classmethod
+    def from_original(cls, params):
+        """Reads a config of EleutherAI/gpt-neo: a dict as its configs/*.json hold.
+
+        Raises:
+            ConfigError: a key is missing, malformed, or changes the mathematics in a way that is not supported.
+        """
+        _require_keys(params, ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "attention_types"))
+        for key in _UNSUPPORTED:
+            if params.get(key):
+                raise ConfigError(f"{key} = {json.dumps(params[key])} is not supported yet")
+        if params.get("causal") is False:
+            raise ConfigError("causal = false is not supported: decoding needs a causal model")
+        # The original tests `is not None`; an empty dict or 0 means the same as absent.
+        optional = {
+            "local_attention_radius": 256,
+            "activation_fn": "gelu",
+            "n_inner": None,
+            "layer_norm_epsilon": 1e-5,
+            "precision": "float32",
+            "embed_dropout": 0.0,
+            "attn_dropout": 0.0,
+            "res_dropout": 0.0,
+            "eos_token_id": None,
+            "pad_token_id": None,
+        }
+        values = {key: params[key] if params.get(key) is not None else default for key, default in optional.items()}
+        sizes = {key: params[key] for key in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")}
+        read = {*sizes, *values, "attention_types"}
+        return cls(
+            **sizes,
+            **values,
+            attention_types=expand_attention_types(params["attention_types"]),
+            training={key: value for key, value in params.items() if key not in read},
+        )
+
+    def to_original(self):
+        """The config as a dict that from_original, and the original code, read."""
+        params = {"n_vocab": self.n_vocab, "n_ctx": self.n_ctx, "n_embd": self.n_embd, "n_head": self.n_head}
+        params |= {"n_layer": self.n_layer, "attention_types": collapse_attention_types(self.attention_types)}
+        params |= {"local_attention_radius": self.local_attention_radius, "activation_fn": self.activation_fn}
+        params |= {"precision": self.precision, "embed_dropout": self.embed_dropout}
+        params |= {"attn_dropout": self.attn_dropout, "res_dropout": self.res_dropout}
+        # Keys that the original does not have are written only where they say something.
+        if self.n_inner != 4 * self.n_embd:
+            params["n_inner"] = self.n_inner
+        if self.layer_norm_epsilon != 1e-5:
+            params["layer_norm_epsilon"] = self.layer_norm_epsilon
+        for key in ("eos_token_id", "pad_token_id"):
+            if getattr(self, key) is not None:
+                params[key] = getattr(self, key)
+        return params | {key: value for key, value in self.training.items() if key not in params}
+
+    # ---- Hugging Face's config.json
+
+    @classmethod
+    def from_huggingface(cls, params):
+        """Reads the config.json of a transformers GPTNeoForCausalLM, as a dict.
+
+        Raises:
+            ConfigError: a key is missing or malformed, or the config is of another model.
+        """
+        if params.get("model_type", "gpt_neo") != "gpt_neo":
+            raise ConfigError(f"model_type is {params['model_type']!r}, not 'gpt_neo'")
+        _require_keys(params, ("vocab_size", "max_position_embeddings", "hidden_size", "num_heads", "num_layers"))
+        if params.get("attention_types") is not None:
+            attention_types = expand_attention_types(params["attention_types"])
+        elif params.get("attention_layers") is not None:
+            attention_types = params["attention_layers"]
+        else:
+            raise ConfigError("neither attention_types nor attention_layers is given")
+        if params.get("attention_layers") is not None and list(params["attention_layers"]) != list(attention_types):
+            raise ConfigError(
+                f"attention_layers {params['attention_layers']} contradicts attention_types {params['attention_types']}"
+            )
+        activation = params.get("activation_function", "gelu_new")
+        if activation not in _ACTIVATION_FROM_HF:
+            known = ", ".join(_ACTIVATION_FROM_HF)
+            raise ConfigError(f"activation_function {activation!r} is not supported (known: {known})")
+        if params.get("tie_word_embeddings") is False:
+            raise ConfigError("tie_word_embeddings = false is not supported yet")
+        eos = params.get("eos_token_id")
+        read = {
+            *("vocab_size", "max_position_embeddings", "hidden_size", "num_heads", "num_layers", "window_size"),
+            *("attention_types", "attention_layers", "intermediate_size", "layer_norm_epsilon", "activation_function"),
+            *("embed_dropout", "attention_dropout", "resid_dropout", "eos_token_id", "bos_token_id", "pad_token_id"),
+            *("dtype", "torch_dtype", "model_type", "architectures", "transformers_version", "use_cache", "neo_tf"),
+            *("tie_word_embeddings",),
+        }
+        others = {key: value for key, value in params.items() if key not in read}
+        return cls(
+            n_vocab=params["vocab_size"],
+            n_ctx=params["max_position_embeddings"],
+            n_embd=params["hidden_size"],
+            n_head=params["num_heads"],
+            n_layer=params["num_layers"],
+            attention_types=attention_types,
+            local_attention_radius=params.get("window_size", 256),
+            activation_fn=_ACTIVATION_FROM_HF[activation],
+            n_inner=params.get("intermediate_size"),
+            layer_norm_epsilon=params.get("layer_norm_epsilon", 1e-5),
+            precision=params.get("dtype") or params.get("torch_dtype") or "float32",
+            embed_dropout=params.get("embed_dropout", 0.0),
+            attn_dropout=params.get("attention_dropout", 0.0),
+            res_dropout=params.get("resid_dropout", 0.0),
+            eos_token_id=eos[0] if isinstance(eos, list) else eos,
+            pad_token_id=params.get("pad_token_id"),
+            training=dict(params.get("neo_tf", {})) | others,
+        )
+
+    def to_huggingface(self):
+        """The config as a dict that transformers' GPTNeoConfig reads.
+
+        The source's training keys travel under the key `neo_tf`, which transformers carries and ignores.
+
+        Raises:
+            ConfigError: an option that transformers has no key for.
+        """
+        activation = {"gelu": "gelu_new"}.get(self.activation_fn, self.activation_fn)
+        if activation not in _ACTIVATION_FROM_HF:
+            raise ConfigError(f"activation_fn {self.activation_fn!r} has no equivalent in Hugging Face's GPT-Neo")
+        params = {
+            "architectures": ["GPTNeoForCausalLM"],
+            "model_type": "gpt_neo",
+            "vocab_size": self.n_vocab,
+            "max_position_embeddings": self.n_ctx,
+            "hidden_size": self.n_embd,
+            "num_heads": self.n_head,
+            "num_layers": self.n_layer,
+            "attention_types": collapse_attention_types(self.attention_types),
+            "attention_layers": list(self.attention_types),
+            "window_size": self.local_attention_radius,
+            "intermediate_size": self.n_inner,
+            "activation_function": activation,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "embed_dropout": self.embed_dropout,
+            "attention_dropout": self.attn_dropout,
+            "resid_dropout": self.res_dropout,
+            "bos_token_id": self.eos_token_id,
+            "eos_token_id": self.eos_token_id,
+            "dtype": self.precision,
+            "torch_dtype": self.precision,
+            "tie_word_embeddings": True,
+            "use_cache": True,
+        }
+        # transformers builds nn.Embedding(padding_idx) from it: an id outside the embedding would crash there.
+        if self.pad_token_id is not None and self.pad_token_id < self.n_vocab:
+            params["pad_token_id"] = self.pad_token_id
+        if self.training:
+            params["neo_tf"] = self.training
+        return params
+
+    # ---- files
+
+    @classmethod
+    def from_dict(cls, params):
+        """Reads either form of a config, told apart by its keys."""
+        if not isinstance(params, dict):
+            raise ConfigError("a config must be a JSON object")
+        if "model_type" in params or "hidden_size" in params:
+            return cls.from_huggingface(params)
+        return cls.from_original(params)
+
+    @classmethod
+    def from_file(cls, path):
+        """Reads a JSON file that holds either form of a config.
+
+        Raises:
+            ConfigError: the file is missing, is no JSON, or holds a config that cannot be used; names the file.
+        """
+        try:
+            return cls.from_dict(read_json(path))
+        except ConfigError as error:
+            raise error if str(path) in str(error) else ConfigError(f"{path}: {error}") from None
+
+
+def read_json(path):
+    """The JSON file's content. Raises ConfigError, naming the file, where it cannot be read."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not JSON: {error}") from None
+
+
+def expand_attention_types(attention_types):
+    """[[["global", "local"], 2]] -> ("global", "local", "global", "local"): both formats' shorthand."""
+    try:
+        expanded = []
+        for kinds, repeats in attention_types:
+            if isinstance(kinds, str) or isinstance(repeats, bool) or not isinstance(repeats, int):
+                raise TypeError
+            expanded += list(kinds) * repeats
+        return tuple(expanded)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f'attention_types must look like [[["global", "local"], 12]], not {json.dumps(attention_types)}'
+        ) from None
+
+
+def collapse_attention_types(kinds):
+    """The shortest shorthand for a sequence of kinds: the inverse of expand_attention_types."""
+    kinds = list(kinds)
+    for period in range(1, len(kinds) + 1):
+        if len(kinds) % period == 0 and kinds == kinds[:period] * (len(kinds) // period):
+            return [[kinds[:period], len(kinds) // period]]
+    return []
+
+
+def _require_keys(params, keys):
+    missing = [key for key in keys if params.get(key) is None]
+    if missing:
+        raise ConfigError(f"missing {', '.join(missing)}")
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,142 @@
+"""Writing a folder so that it appears whole under its name, or not at all."""
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from neo_tf.errors import NeoTFError, OutputError
+
+# Files that neo-tf writes, by pattern: --force replaces a folder of these, and never one with anything else in it.
+_OURS = (
+    *("*.json", "*.safetensors", "*.h5", "*.onnx", "*.onnx_data", "checkpoint", "merges.txt"),
+    *("model.ckpt-*", "README.md"),
+)
+_PARTIAL, _OLD = ".partial-", "-old"
+
+
+@contextlib.contextmanager
+def new_folder(dst, *, force=False, needs=0, source=None):
+    """Yields a temporary folder beside dst that becomes dst when the block ends well, and vanishes when it does not.
+
+    A process that is killed leaves at most the hidden `.{name}.partial-*`, which the next writer of dst removes.
+
+    Args:
+        dst: the final folder. Existing and empty is fine.
+        force: replaces a folder that is not empty, provided that it holds nothing but files that neo-tf writes.
+        needs: bytes that will be written, compared with the free space first.
+        source: what is being read; must not be dst.
+
+    Raises:
+        OutputError: dst cannot be written; says why. Any OSError of the block becomes one.
+    """
+    dst = Path(dst)
+    _check_target(dst, force, source)
+    try:
+        dst.absolute().parent.mkdir(parents=True, exist_ok=True)
+        parent = dst.resolve().parent
+        _remove_leftovers(parent, dst.name)
+        free = shutil.disk_usage(parent).free
+        if needs > free:
+            raise OutputError(f"{dst}: needs {readable_bytes(needs)}, but only {readable_bytes(free)} are free")
+        partial = Path(tempfile.mkdtemp(prefix=f".{dst.name}{_PARTIAL}{os.getpid()}-", dir=parent))
+    except OSError as error:
+        raise _output_error(dst, error) from None
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        _sync(partial)
+        _replace(partial, dst.resolve())
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, NeoTFError):
+            raise
+        raise _output_error(dst, error) from None
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def readable_bytes(size):
+    """1234567 -> "1.2 MB"; powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
+def _check_target(dst, force, source):
+    if source is not None and Path(source).exists() and dst.exists() and dst.samefile(source):
+        raise OutputError(f"{dst}: is the source itself")
+    if dst.exists() and not dst.is_dir():
+        raise OutputError(f"{dst}: exists and is a file")
+    if not dst.is_dir():
+        return
+    held = sorted(dst.iterdir())
+    if held and not force:
+        raise OutputError(f"{dst}: exists and is not empty (--force replaces it)")
+    foreign = [entry.name for entry in held if entry.is_dir() or not any(entry.match(pattern) for pattern in _OURS)]
+    if foreign:
+        raise OutputError(f"{dst}: holds {foreign[0]!r}, which neo-tf did not write: not replaced even with --force")
+
+
+def _remove_leftovers(parent, name):
+    """Removes what killed writers of the same folder left, unless their process still runs."""
+    for leftover in parent.glob(f".{name}{_PARTIAL}*"):
+        process = leftover.name.split(_PARTIAL)[1].split("-")[0]
+        if not process.isdigit() or _runs(int(process)):
+            continue
+        if leftover.name.endswith(_OLD) and not (parent / name).exists():
+            leftover.rename(parent / name)  # killed between the two renames of _replace
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _runs(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _replace(partial, dst):
+    if not dst.exists():
+        partial.rename(dst)
+        return
+    old = partial.with_name(partial.name + _OLD)
+    dst.rename(old)
+    try:
+        partial.rename(dst)
+    except OSError:
+        old.rename(dst)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder):
+    """Flushes the files to the disk: a full disk or a crash must show before the rename, not after it."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _output_error(dst, error):
+    # h5py wraps the system's message in its own.
+    wrapped = re.search(r"error message = '([^']+)'", str(error))
+    reason = error.strerror or (wrapped[1] if wrapped else str(error).splitlines()[0])
+    return OutputError(f"{dst}: cannot be written: {reason}")

