@@ -1,0 +1,165 @@
+"""A small ONNX graph builder: nodes named as paths, weights that are planned now and written later."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+MICROSOFT = "com.microsoft"
+OPSETS = {"": 21, MICROSOFT: 1}
+IR_VERSION = 10
+_ALIGNMENT = 4096  # a page: ONNX Runtime maps large tensors straight from the file
+_INLINE_BYTES = 1024  # smaller constants stay in the graph file
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of the data file: where it will lie, and what reads it when its turn comes."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple
+    read: Callable[[], np.ndarray]
+    offset: int
+
+    @property
+    def nbytes(self):
+        """Bytes in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass
+class WeightFile:
+    """The plan of one data file that several graphs point into. Asking twice for a name gives the same tensor."""
+
+    location: str
+    weights: dict = field(default_factory=dict)
+    nbytes: int = 0
+
+    def add(self, name, dtype, shape, read):
+        """Plans a tensor at the next page boundary, unless it is planned already."""
+        if name not in self.weights:
+            offset = -(-self.nbytes // _ALIGNMENT) * _ALIGNMENT
+            self.weights[name] = Weight(name, np.dtype(dtype), tuple(shape), read, offset)
+            self.nbytes = offset + self.weights[name].nbytes
+        return self.weights[name]
+
+    def write(self, path, progress):
+        """Writes all tensors, one in memory at a time. progress(name, bytes) is called after each."""
+        with open(path, "wb") as out:
+            for weight in self.weights.values():
+                value = weight.read()
+                if value.shape != weight.shape or value.dtype != weight.dtype:
+                    raise AssertionError(f"{weight.name}: planned {weight.shape}, read {value.shape} {value.dtype}")
+                out.seek(weight.offset)
+                out.write(memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8)))
+                progress(weight.name, weight.nbytes)
+                del value
+
+
+class Graph:
+    """A graph under construction.
+
+    Args:
+        name: the graph's name.
+        checkpoint: the Checkpoint that holds the weights.
+        weight_file: the WeightFile that the weights go to.
+    """
+
+    def __init__(self, name, checkpoint, weight_file):
+        self.name, self.checkpoint, self.weight_file = name, checkpoint, weight_file
+        self.inputs, self.outputs, self.nodes, self.initializers = [], [], [], {}
+
+    @property
+    def root(self):
+        """The outermost scope, whose names are the graph's."""
+        return Scope(self, "")
+
+    def input(self, name, dtype, shape, default=None):
+        """Declares an input; with a default it is an initializer that a caller may override."""
+        if default is not None:
+            self.initializers[name] = numpy_helper.from_array(np.asarray(default), name)
+        self.inputs.append(helper.make_tensor_value_info(name, _onnx_type(dtype), shape))
+        return name
+
+    def output(self, name, dtype, shape):
+        """Declares an output."""
+        self.outputs.append(helper.make_tensor_value_info(name, _onnx_type(dtype), shape))
+        return name
+
+    def add_weight(self, name, dtype, shape, read):
+        """Declares a tensor of the data file as an initializer."""
+        weight = self.weight_file.add(name, dtype, shape, read)
+        tensor = TensorProto(name=name, data_type=_onnx_type(dtype), dims=shape, data_location=TensorProto.EXTERNAL)
+        place = {"location": self.weight_file.location, "offset": weight.offset, "length": weight.nbytes}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        self.initializers[name] = tensor
+        return name
+
+    def constant(self, value, dtype=np.int64):
+        """A small constant, the same one for the same value."""
+        value = np.asarray(value, dtype)
+        assert value.nbytes <= _INLINE_BYTES
+        name = f"/constants/{value.dtype.name}_{'_'.join(map(str, value.reshape(-1).tolist()))}_{value.ndim}d"
+        self.initializers[name] = numpy_helper.from_array(value, name)
+        return name
+
+    def model(self):
+        """The finished ModelProto; its weights are references into the data file."""
+        graph = helper.make_graph(
+            self.nodes, self.name, self.inputs, self.outputs, initializer=list(self.initializers.values())
+        )
+        opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="neo-tf")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A scope of the original in the graph: scope["attn"] is an inner scope, and its operators are named below it."""
+
+    graph: Graph
+    path: str
+
+    def __getitem__(self, name):
+        return Scope(self.graph, f"{self.path}/{name}")
+
+    @property
+    def canonical(self):
+        """The original's name of this scope or variable."""
+        return f"gpt2{self.path}"
+
+    def op(self, op_type, *inputs, domain="", outputs=1, name=None, out=None, **attributes):
+        """Adds a node `{path}/{name or op_type}` and returns its output's name, or a tuple of several.
+
+        An input None is an omitted optional one. `out` names the outputs instead of deriving them.
+        """
+        node = f"{self.path}/{name or op_type}"
+        names = out or ([node] if outputs == 1 else [f"{node}:{index}" for index in range(outputs)])
+        self.graph.nodes.append(
+            helper.make_node(op_type, [i or "" for i in inputs], names, name=node, domain=domain, **attributes)
+        )
+        return names[0] if len(names) == 1 else tuple(names)
+
+    def weight(self, name):
+        """A variable of this scope as an initializer, float32."""
+        return self.packed([name], name)
+
+    def packed(self, names, name):
+        """Several variables of this scope side by side (along the last axis) as one initializer, float32."""
+        checkpoint = self.graph.checkpoint
+        tensors = [checkpoint.tensors[f"{self.canonical}/{part}"] for part in names]
+        columns = sum(tensor.shape[-1] for tensor in tensors)
+        shape = (*tensors[0].shape[:-1], columns)
+
+        def read():
+            parts = [tensor.read().astype(np.float32, copy=False) for tensor in tensors]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+        return self.graph.add_weight(f"{self.canonical}/{name}", np.float32, shape, read)
+
+
+def _onnx_type(dtype):
+    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

@@ -1,0 +1,106 @@
+"""Writing the model folder: two graphs, one data file, and the configs beside them."""
+
+import json
+from pathlib import Path
+
+from export.builder import WeightFile
+from export.graph import build_decoder, build_model
+from neo_tf.checkpoints import Checkpoint, open_checkpoint
+from neo_tf.checkpoints.huggingface import CONFIG_FILE, write_tokenizer
+from neo_tf.errors import ConfigError, RequestError
+from neo_tf.output import new_folder
+
+MODEL_FILE, DECODER_FILE, DATA_FILE = "model.onnx", "decoder.onnx", "model.onnx_data"
+PRECISIONS = ("fp32",)
+
+
+def export_onnx(
+    src, dst, precision="fp32", *, tokenizer=None, config=None, n_vocab=None, force=False, progress=None
+):
+    """Exports a checkpoint as an ONNX folder; the weights are written one by one.
+
+    Args:
+        src: a Checkpoint, or what open_checkpoint opens.
+        dst: the folder to write; appears whole or not at all.
+        precision: of the weights and the arithmetic; "fp32".
+        tokenizer, config, n_vocab, force: see neo_tf.convert.
+        progress: called as progress(name, bytes) after each tensor.
+
+    Returns:
+        The source as a Checkpoint.
+
+    Raises:
+        CheckpointError, ConfigError, OutputError: see neo_tf.convert.
+        RequestError: an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise RequestError(f"unknown precision {precision!r} (known: {', '.join(PRECISIONS)})")
+    checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src, tokenizer, config)
+    if n_vocab is not None:
+        checkpoint = checkpoint.with_vocab(n_vocab)
+    config = checkpoint.config
+    if config.head_size % 8:
+        raise ConfigError(
+            f"head size {config.head_size} (n_embd {config.n_embd} / n_head {config.n_head}) is not a multiple of 8:"
+            " ONNX Runtime's GroupQueryAttention cannot run it"
+        )
+    weights = WeightFile(DATA_FILE)
+    graphs = {MODEL_FILE: build_model(checkpoint, weights), DECODER_FILE: build_decoder(checkpoint, weights)}
+    with new_folder(dst, force=force, needs=weights.nbytes, source=checkpoint.path) as folder:
+        checkpoint.verify()
+        for name, model in graphs.items():
+            (folder / name).write_bytes(model.SerializeToString())
+        weights.write(folder / DATA_FILE, progress or (lambda name, size: None))
+        _write_configs(checkpoint, folder, precision)
+    return checkpoint
+
+
+def _write_configs(checkpoint, folder, precision):
+    config = checkpoint.config.replace(precision="float32")
+    params = config.to_huggingface()
+    (folder / CONFIG_FILE).write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
+    write_tokenizer(checkpoint, folder)
+    (folder / "genai_config.json").write_text(json.dumps(_genai_config(config), indent=2) + "\n", encoding="utf-8")
+
+
+def _genai_config(config):
+    """What onnxruntime-genai reads; it knows no `gpt_neo`, and a plain `decoder` is what the graph is."""
+    eos = config.eos_token_id if config.eos_token_id is not None else 0
+    return {
+        "model": {
+            "type": "decoder",
+            "vocab_size": config.n_vocab,
+            "context_length": config.n_ctx,
+            "bos_token_id": eos,
+            "eos_token_id": eos,
+            "pad_token_id": eos,
+            "decoder": {
+                "session_options": {"provider_options": []},
+                "filename": MODEL_FILE,
+                "hidden_size": config.n_embd,
+                "num_hidden_layers": config.n_layer,
+                "num_attention_heads": config.n_head,
+                "num_key_value_heads": config.n_head,
+                "head_size": config.head_size,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "position_ids": "position_ids",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {"max_length": config.n_ctx, "do_sample": False, "past_present_share_buffer": True},
+    }
+
+
+def is_onnx_folder(path):
+    """Whether a folder is one that export_onnx wrote."""
+    path = Path(path)
+    return all((path / name).is_file() for name in (DECODER_FILE, DATA_FILE, CONFIG_FILE))

@@ -1,0 +1,182 @@
+"""The one decode loop: any number of sequences, each at its own length and with its own request."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from neo_tf.errors import RequestError
+from runtime.sampling import SamplingOptions, make_sampler, suppress
+
+PREFILL_CHUNK = 512  # tokens: so long may a prompt hold up the sequences that are running
+
+
+@dataclass
+class Request:
+    """One sequence to be continued.
+
+    Args:
+        prompt: token ids, at least one.
+        max_new_tokens: stops after so many; None goes on to the end of the context.
+        min_new_tokens: end-of-text is not chosen before so many.
+        stop_token_ids: ids that end the text; they are kept as its last token.
+        sampling: a SamplingOptions.
+        on_token: called as on_token(token_id) with each new token.
+
+    Attributes:
+        tokens: new token ids so far.
+        finish_reason: None while it runs; "stop" after a stop token, "length" at a limit.
+    """
+
+    prompt: list
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    stop_token_ids: tuple = ()
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    on_token: Callable | None = None
+    tokens: list = field(default_factory=list, init=False)
+    finish_reason: str | None = field(default=None, init=False)
+
+
+class _Running:
+    """A request in its slot: how much of it is in the cache, and its own sampler."""
+
+    def __init__(self, request, slot):
+        self.request, self.slot = request, slot
+        self.cached = 0
+        self.sampler = make_sampler(request.sampling)
+
+    @property
+    def length(self):
+        return len(self.request.prompt) + len(self.request.tokens)
+
+
+class Engine:
+    """Decodes requests over the slots of one Session; the same tokens alone as in company.
+
+    Args:
+        session: a runtime.session.Session.
+
+    Example:
+        >>> engine = Engine(Session("models/onnx", slots=4))
+        >>> requests = [Request([464, 3290], max_new_tokens=20), Request([818, 257], max_new_tokens=5)]
+        >>> engine.generate(requests)
+    """
+
+    def __init__(self, session):
+        self.session, self.config = session, session.config
+        self._waiting, self._prefilling, self._running = deque(), deque(), {}
+        self._free = sorted(range(session.slots), reverse=True)
+
+    def generate(self, requests):
+        """Runs requests to their ends and returns them. All are checked before the first one starts.
+
+        Raises:
+            RequestError: see check.
+        """
+        for request in requests:
+            self.check(request)
+        self._waiting.extend(requests)
+        while self.step():
+            pass
+        return requests
+
+    def submit(self, request):
+        """Queues a request. Raises RequestError as check does."""
+        self.check(request)
+        self._waiting.append(request)
+
+    def check(self, request):
+        """Raises RequestError where a request cannot be served: its prompt's ids or lengths."""
+        prompt, n_ctx, n_vocab = request.prompt, self.config.n_ctx, self.config.n_vocab
+        if len(prompt) == 0:
+            raise RequestError("the prompt is empty: it needs at least one token")
+        ids = np.asarray(prompt)
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise RequestError("a prompt's token ids must be a flat sequence of integers")
+        outside = np.flatnonzero((ids < 0) | (ids >= n_vocab))
+        if outside.size:
+            where = int(outside[0])
+            raise RequestError(f"token id {ids[where]} at position {where} is outside the vocabulary of {n_vocab}")
+        if len(prompt) >= n_ctx:
+            raise RequestError(f"the prompt has {len(prompt)} tokens, and the model's context n_ctx is {n_ctx}: no room left")
+        if request.max_new_tokens is not None:
+            if request.max_new_tokens < 1:
+                raise RequestError(f"max_new_tokens must be at least 1, not {request.max_new_tokens}")
+            if len(prompt) + request.max_new_tokens > n_ctx:
+                raise RequestError(
+                    f"a prompt of {len(prompt)} tokens and max_new_tokens {request.max_new_tokens} exceed n_ctx {n_ctx}"
+                )
+        for token in request.stop_token_ids:
+            if not 0 <= token < n_vocab:
+                raise RequestError(f"stop token id {token} is outside the vocabulary of {n_vocab}")
+
+    def step(self):
+        """Admits what fits, prefills one chunk of one prompt, and decodes one token of every running sequence.
+
+        Returns:
+            Whether anything is left to do.
+        """
+        while self._waiting and self._free:
+            self._prefilling.append(_Running(self._waiting.popleft(), self._free.pop()))
+        if self._prefilling:
+            self._prefill_chunk(self._prefilling[0])
+        if self._running:
+            self._decode()
+        return bool(self._waiting or self._prefilling or self._running)
+
+    def _prefill_chunk(self, running):
+        prompt = running.request.prompt
+        chunk = prompt[running.cached : running.cached + PREFILL_CHUNK]
+        logits = self.session.prefill(running.slot, chunk, running.cached)
+        running.cached += len(chunk)
+        if running.cached == len(prompt):
+            self._prefilling.popleft()
+            self._running[running.slot] = running
+            self._choose(running, logits)
+
+    def _decode(self):
+        for first, end in self._ranges():
+            # Idle slots inside the range are stepped along: their rows are nobody's, and cost next to nothing.
+            tokens, past = np.zeros(end - first, np.int64), np.zeros(end - first, np.int64)
+            running = {slot: self._running[slot] for slot in range(first, end) if slot in self._running}
+            for slot, one in running.items():
+                tokens[slot - first], past[slot - first] = one.request.tokens[-1], one.cached
+            logits = self.session.decode(first, tokens, past)
+            for slot, one in running.items():
+                one.cached += 1
+                self._choose(one, logits[slot - first : slot - first + 1])
+
+    def _ranges(self):
+        """Contiguous ranges of slots that cover all running ones and no half-prefilled one.
+
+        An idle step would compact a half-prefilled slot's windowed caches too early.
+        """
+        held = {waiting.slot for waiting in self._prefilling if waiting.cached}
+        ranges, first, last = [], None, None
+        for slot in range(max(self._running) + 1):
+            if slot in self._running:
+                first, last = slot if first is None else first, slot
+            elif slot in held and first is not None:
+                ranges.append((first, last + 1))
+                first = None
+        return [*ranges, (first, last + 1)] if first is not None else ranges
+
+    def _choose(self, running, logits):
+        """Takes the next token from logits [1, n_vocab], and ends the request where it is due."""
+        request = running.request
+        if request.stop_token_ids and len(request.tokens) < request.min_new_tokens:
+            logits = suppress(logits, request.stop_token_ids)
+        token = int(running.sampler(logits)[0])
+        request.tokens.append(token)
+        if token in request.stop_token_ids:
+            request.finish_reason = "stop"
+        elif len(request.tokens) == request.max_new_tokens or running.length == self.config.n_ctx:
+            request.finish_reason = "length"
+        if request.on_token:
+            request.on_token(token)
+        if request.finish_reason:
+            del self._running[running.slot]
+            self._free.append(running.slot)
+            self._free.sort(reverse=True)

@@ -1,0 +1,95 @@
+"""What a MODEL argument means: an ONNX folder, a checkpoint that is exported into the cache once, or a hub id."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import neo_tf
+from neo_tf.errors import CheckpointError
+from runtime.session import DECODER_FILE
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ("*.json", "*.safetensors", "merges.txt")
+
+
+def resolve_model(model, tokenizer=None, progress=None):
+    """The ONNX folder that a MODEL means.
+
+    Args:
+        model: an ONNX folder; a checkpoint folder or `model.ckpt-N` prefix, which is exported into the cache unless
+            it is there already; or a hub id, which is downloaded first.
+        tokenizer: see neo_tf.open_checkpoint.
+        progress: a function from the bytes to be written to a callback for export_onnx.
+
+    Returns:
+        A Path.
+
+    Raises:
+        NeoTFError: nothing usable is there; see open_checkpoint, and export_onnx.
+    """
+    path = Path(model)
+    if (path / DECODER_FILE).is_file():
+        return path
+    if not path.exists() and not path.with_name(path.name + ".index").is_file():
+        if not _HUB_ID.fullmatch(str(model)):
+            raise CheckpointError(f"{model}: no such folder, and no hub id such as EleutherAI/gpt-neo-125M")
+        path = download(str(model))
+        if (path / DECODER_FILE).is_file():
+            return path
+    return _exported(path, tokenizer, progress)
+
+
+def download(hub_id):
+    """Downloads a model from the hub, or finds it in the hub's cache; returns its folder.
+
+    Raises:
+        CheckpointError: it is neither there nor reachable.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(_HUB_FILES)))
+    except Exception as error:  # the hub's, the network's, or a bad id's
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{hub_id}: no such folder, and not to be had from the hub: {reason}") from None
+
+
+def cache_folder():
+    """Where exported models are kept: $NEO_TF_CACHE, else the user's cache folder."""
+    if os.environ.get("NEO_TF_CACHE"):
+        return Path(os.environ["NEO_TF_CACHE"])
+    from platformdirs import user_cache_path
+
+    return user_cache_path("neo-tf")
+
+
+def _exported(path, tokenizer, progress):
+    folder = cache_folder() / f"{path.resolve().name}-{_fingerprint(path, tokenizer)}"
+    if not (folder / DECODER_FILE).is_file():
+        # Imported here: a machine that runs an exported folder never needs onnx.
+        from export import export_onnx
+        from neo_tf.checkpoints import open_checkpoint
+
+        checkpoint = open_checkpoint(path, tokenizer)
+        export_onnx(checkpoint, folder, progress=progress(checkpoint.nbytes) if progress else None)
+    return folder
+
+
+def _fingerprint(path, tokenizer):
+    """Changes with the checkpoint's files (names, sizes, times), the tokenizer's, and neo-tf's version."""
+    path = path.resolve()
+    files = path.iterdir() if path.is_dir() else path.parent.glob("*")
+    seen = [neo_tf.__version__, str(path), str(tokenizer)]
+    if tokenizer:
+        seen.append(_stamp(Path(tokenizer)))
+    seen += sorted(f"{file.name} {_stamp(file)}" for file in files if file.is_file())
+    return hashlib.sha256("\n".join(seen).encode()).hexdigest()[:12]
+
+
+def _stamp(file):
+    try:
+        status = file.stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"
