@@ -34,9 +34,7 @@ class Cache:
 
     def names(self, layer):
         """The layer's (past key, past value) and (present key, present value)."""
-        return tuple(
-            [f"{kind}.{layer}.{part}" for part in ("key", "value")] for kind in ("past_key_values", "present")
-        )
+        return tuple([f"{kind}.{layer}.{part}" for part in ("key", "value")] for kind in ("past_key_values", "present"))
 
     def declare(self):
         """Declares the inputs and outputs of every layer."""

@@ -14,9 +14,7 @@ MODEL_FILE, DECODER_FILE, DATA_FILE = "model.onnx", "decoder.onnx", "model.onnx_
 PRECISIONS = ("fp32",)
 
 
-def export_onnx(
-    src, dst, precision="fp32", *, tokenizer=None, config=None, n_vocab=None, force=False, progress=None
-):
+def export_onnx(src, dst, precision="fp32", *, tokenizer=None, config=None, n_vocab=None, force=False, progress=None):
     """Exports a checkpoint as an ONNX folder; the weights are written one by one.
 
     Args:

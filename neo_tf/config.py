@@ -27,7 +27,7 @@ _UNSUPPORTED = (
     "mlm_training",
 )
 
-# Hugging Face's name of an activation -> the original's. GPT-Neo's "gelu_new" is the tanh form; HF's plain "gelu" is erf.
+# Hugging Face's name of an activation -> the original's. "gelu_new" is the tanh form; HF's plain "gelu" is erf.
 _ACTIVATION_FROM_HF = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu"} | {
     name: name for name in ("relu", "sigmoid", "tanh", "selu")
 }

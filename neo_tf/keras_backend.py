@@ -38,7 +38,7 @@ class _quiet_stderr:
         except OSError:  # a process without stderr
             self._saved = None
             return self
-        self._held = tempfile.TemporaryFile()  # noqa: SIM115
+        self._held = tempfile.TemporaryFile()
         os.dup2(self._held.fileno(), 2)
         return self
 

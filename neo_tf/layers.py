@@ -1,4 +1,4 @@
-"""The original's layers (its models/layers.py) in Keras: functions of a tensor and the scope that holds their variables.
+"""The original's layers (its models/layers.py) in Keras: functions of a tensor and the scope of their variables.
 
 export/layers.py is the ONNX twin: the same functions, names and order.
 """
@@ -99,4 +99,3 @@ def cross_entropy_with_z_loss(labels, logits, z_loss=1e-4):
     log_z = ops.logsumexp(logits, axis=-1)
     chosen = ops.take_along_axis(logits, ops.cast(labels, "int32")[..., None], axis=-1)[..., 0]
     return log_z - chosen + z_loss * ops.square(log_z)
-

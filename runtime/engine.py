@@ -100,7 +100,9 @@ class Engine:
             where = int(outside[0])
             raise RequestError(f"token id {ids[where]} at position {where} is outside the vocabulary of {n_vocab}")
         if len(prompt) >= n_ctx:
-            raise RequestError(f"the prompt has {len(prompt)} tokens, and the model's context n_ctx is {n_ctx}: no room left")
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens, and the model's context n_ctx is {n_ctx}: no room left"
+            )
         if request.max_new_tokens is not None:
             if request.max_new_tokens < 1:
                 raise RequestError(f"max_new_tokens must be at least 1, not {request.max_new_tokens}")

@@ -7,6 +7,12 @@ import numpy as np
 _SLACK = {"cpu": 64, "cuda": 0}
 
 
+def capacity(config, layer, device="cpu"):
+    """Positions that a layer's cache keeps: all of them, or the local window and some slack."""
+    window = config.window(layer)
+    return min(config.n_ctx, window + _SLACK[device]) if window < config.n_ctx else window
+
+
 class KVCache:
     """Buffers [slots, heads, capacity, head] for the keys and values of every layer.
 
@@ -30,15 +36,14 @@ class KVCache:
         }
 
     def capacity(self, layer):
-        """Positions that the layer keeps: all of them, or the window and some slack."""
-        window = self.config.window(layer)
-        return min(self.config.n_ctx, window + _SLACK[self.device]) if window < self.config.n_ctx else window
+        """Positions that the layer keeps."""
+        return capacity(self.config, layer, self.device)
 
-    @property
-    def nbytes(self):
-        """Bytes of all buffers."""
-        positions = sum(self.capacity(layer) for layer in range(self.config.n_layer))
-        return 2 * self.slots * self.config.n_head * self.config.head_size * positions * self.dtype.itemsize
+    @staticmethod
+    def bytes_per_slot(config, dtype=np.float32, device="cpu"):
+        """Bytes that one sequence takes in the buffers of all layers, at any length."""
+        positions = sum(capacity(config, layer, device) for layer in range(config.n_layer))
+        return 2 * config.n_head * config.head_size * positions * np.dtype(dtype).itemsize
 
     def bind(self, binding, slot, rows):
         """Binds the rows [slot, slot + rows) of every buffer to past and present."""

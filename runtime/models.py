@@ -1,5 +1,6 @@
 """What a MODEL argument means: an ONNX folder, a checkpoint that is exported into the cache once, or a hub id."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -20,7 +21,7 @@ def resolve_model(model, tokenizer=None, progress=None):
         model: an ONNX folder; a checkpoint folder or `model.ckpt-N` prefix, which is exported into the cache unless
             it is there already; or a hub id, which is downloaded first.
         tokenizer: see neo_tf.open_checkpoint.
-        progress: a function from the bytes to be written to a callback for export_onnx.
+        progress: a function from the bytes to be written to a context manager of a callback for export_onnx.
 
     Returns:
         A Path.
@@ -72,7 +73,8 @@ def _exported(path, tokenizer, progress):
         from neo_tf.checkpoints import open_checkpoint
 
         checkpoint = open_checkpoint(path, tokenizer)
-        export_onnx(checkpoint, folder, progress=progress(checkpoint.nbytes) if progress else None)
+        with progress(checkpoint.nbytes) if progress else contextlib.nullcontext() as callback:
+            export_onnx(checkpoint, folder, progress=callback)
     return folder
 
 

@@ -86,7 +86,9 @@ class TextGenerationPipeline:
         if options.streamer and (len(prompts) > 1 or options.num_return_sequences > 1):
             raise RequestError("streamer takes one prompt and one sequence")
         requests = [
-            self._request(prompt, options, number) for prompt in prompts for number in range(options.num_return_sequences)
+            self._request(prompt, options, number)
+            for prompt in prompts
+            for number in range(options.num_return_sequences)
         ]
         self.engine.generate(requests)
         results = [self._result(request, options) for request in requests]

@@ -35,7 +35,9 @@ def choose(device, precision):
     there = PROVIDERS["cuda"] in onnxruntime.get_available_providers()
     if name == "cuda":
         if not there:
-            raise ProviderError("CUDA was asked for, but this onnxruntime has no CUDA provider: install onnxruntime-gpu")
+            raise ProviderError(
+                "CUDA was asked for, but this onnxruntime has no CUDA provider: install onnxruntime-gpu"
+            )
         if precision not in CUDA_PRECISIONS:
             raise ProviderError(
                 f"CUDA was asked for, but the graph is in {precision}: its attention has CUDA kernels for"
@@ -60,9 +62,7 @@ def create_session(path, name, index, options):
         providers.insert(0, (PROVIDERS["cuda"], {"device_id": index}))
     session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     if PROVIDERS[name] not in session.get_providers():
-        raise ProviderError(
-            f"CUDA was asked for, but device {index} could not be started: no GPU, or its driver or libraries are missing"
-        )
+        raise ProviderError(f"CUDA was asked for, but device {index} did not start: no GPU, or no driver or libraries")
     return session
 
 

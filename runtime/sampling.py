@@ -30,7 +30,9 @@ class SamplingOptions:
 
     def __post_init__(self):
         if not self.temperature > 0:
-            raise RequestError(f"temperature must be greater than 0, not {self.temperature} (for 0, leave out do_sample)")
+            raise RequestError(
+                f"temperature must be greater than 0, not {self.temperature} (for 0, leave out do_sample)"
+            )
         if self.top_k < 0:
             raise RequestError(f"top_k must not be negative, not {self.top_k}")
         if not 0 < self.top_p <= 1:

@@ -24,7 +24,9 @@ class Tokenizer:
         if path.is_dir():
             path = path / TOKENIZER_FILE
         if not path.is_file():
-            raise CheckpointError(f"{path}: no tokenizer here: name one with --tokenizer (tokenizer=), or prompt with ids")
+            raise CheckpointError(
+                f"{path}: no tokenizer here: name one with --tokenizer (tokenizer=), or prompt with ids"
+            )
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception

@@ -104,7 +104,9 @@ def read_huggingface(path, tokenizer=None, config=None):
     text = find_tokenizer(folder, config.n_vocab, tokenizer)
     checkpoint = Checkpoint(folder, "huggingface", config, tensors, text)
     if head is not None and not np.array_equal(head.read(), checkpoint.read(f"{ROOT}/wte")):
-        raise CheckpointError(f"{folder}: {_LM_HEAD} differs from the token embedding: untied heads are not supported yet")
+        raise CheckpointError(
+            f"{folder}: {_LM_HEAD} differs from the token embedding: untied heads are not supported yet"
+        )
     return checkpoint
 
 
@@ -239,4 +241,3 @@ def _common_precision(tensors, stated):
     if name not in tensors:
         return stated
     return next((key for key, known in DTYPES.items() if known == tensors[name].dtype), stated)
-

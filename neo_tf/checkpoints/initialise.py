@@ -35,17 +35,32 @@ def init_checkpoint(size, dst, to="keras", *, seed=0, tokenizer=None, force=Fals
     """Writes a checkpoint with random weights, distributed as the original initialises them.
 
     Args:
-        size: a key of PRESETS, or the path of a config in either format.
+        size, seed, tokenizer: see random_checkpoint.
         dst, to, force, progress: see convert.
-        seed: a non-negative integer; the same seed gives the same weights on every machine.
-        tokenizer: see open_checkpoint.
 
     Returns:
         The Checkpoint that was written.
 
     Raises:
-        RequestError: `size` is neither a preset nor a file.
-        ConfigError, OutputError: see convert.
+        RequestError, ConfigError: see random_checkpoint.
+        OutputError: see convert.
+    """
+    checkpoint = random_checkpoint(size, seed=seed, tokenizer=tokenizer)
+    save_checkpoint(checkpoint, dst, to, force=force, progress=progress)
+    return checkpoint
+
+
+def random_checkpoint(size, *, seed=0, tokenizer=None):
+    """A Checkpoint whose tensors are drawn when they are read.
+
+    Args:
+        size: a key of PRESETS, or the path of a config in either format.
+        seed: a non-negative integer; the same seed gives the same weights on every machine.
+        tokenizer: see open_checkpoint.
+
+    Raises:
+        RequestError: `size` is neither a preset nor a file, or the seed is negative.
+        ConfigError: the config cannot be used.
     """
     path = Path(size)
     if str(size) in PRESETS:
@@ -65,7 +80,4 @@ def init_checkpoint(size, dst, to="keras", *, seed=0, tokenizer=None, force=Fals
         )
         for name, variable in model_variables(config).items()
     }
-    text = find_tokenizer(folder, config.n_vocab, tokenizer)
-    checkpoint = Checkpoint(path, "random", config, tensors, text)
-    save_checkpoint(checkpoint, dst, to, force=force, progress=progress)
-    return checkpoint
+    return Checkpoint(path, "random", config, tensors, find_tokenizer(folder, config.n_vocab, tokenizer))

@@ -197,7 +197,9 @@ def _check_shards(prefix):
     shards = sorted(prefix.parent.glob(f"{prefix.name}.data-*-of-*"))
     counts = {int(shard.name.rsplit("-of-", 1)[1]) for shard in shards}
     if len(counts) != 1:
-        raise CheckpointError(f"{prefix}: {'shards of different counts' if counts else 'no data shards'} beside the index")
+        raise CheckpointError(
+            f"{prefix}: {'shards of different counts' if counts else 'no data shards'} beside the index"
+        )
     count = counts.pop()
     for number in range(count):
         shard = f"{prefix.name}.data-{number:05d}-of-{count:05d}"
@@ -228,4 +230,3 @@ def _first_line(error):
 def _step(name):
     found = re.search(r"-(\d+)$", name)
     return int(found[1]) if found else -1
-

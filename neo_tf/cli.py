@@ -1,0 +1,250 @@
+"""The `neo-tf` command: each subcommand parses, calls one function, and prints."""
+
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import neo_tf
+from neo_tf.console import byte_progress, console, count_progress, summary_table
+from neo_tf.errors import NeoTFError, OutputError, RequestError
+from neo_tf.output import readable_bytes
+
+app = typer.Typer(
+    help="GPT-Neo from a Mesh-TensorFlow checkpoint to production decoding on ONNX Runtime.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Format(StrEnum):
+    """Formats that a checkpoint can be written in."""
+
+    keras = "keras"
+    huggingface = "huggingface"
+    mesh_tf = "mesh-tf"
+
+
+class Precision(StrEnum):
+    """Precisions of an exported folder."""
+
+    fp32 = "fp32"
+
+
+Source = Annotated[
+    str, typer.Argument(metavar="SRC", help="A checkpoint: a folder of any format, or the original's model.ckpt-N.")
+]
+Destination = Annotated[
+    Path, typer.Argument(metavar="DST", help="The folder to write. It appears whole, or not at all.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace DST where it exists and is not empty.")]
+TokenizerPath = Annotated[
+    Path | None, typer.Option("--tokenizer", help="A tokenizer.json, or its folder; else the one beside the weights.")
+]
+ConfigPath = Annotated[Path | None, typer.Option("--config", help="The model's config, if not beside the weights.")]
+VocabSize = Annotated[int | None, typer.Option("--n-vocab", help="Trim a padded vocabulary to so many ids.", min=1)]
+To = Annotated[Format, typer.Option(help="The format to write.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False):
+    if version:
+        print(f"neo-tf {neo_tf.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def convert(
+    src: Source,
+    dst: Destination,
+    to: To = Format.keras,
+    tokenizer: TokenizerPath = None,
+    config: ConfigPath = None,
+    n_vocab: VocabSize = None,
+    force: Force = False,
+):
+    """Convert a checkpoint between the original's format, Keras and Hugging Face."""
+    started = time.perf_counter()
+    checkpoint = _open(src, tokenizer, config, n_vocab)
+    with byte_progress("converting", checkpoint.nbytes) as progress:
+        neo_tf.save_checkpoint(checkpoint, dst, to.value, force=force, progress=progress)
+    _written(checkpoint, dst, to.value, started)
+
+
+@app.command()
+def export(
+    src: Source,
+    dst: Destination,
+    precision: Annotated[Precision, typer.Option(help="Of weights and arithmetic.")] = Precision.fp32,
+    tokenizer: TokenizerPath = None,
+    config: ConfigPath = None,
+    n_vocab: VocabSize = None,
+    force: Force = False,
+):
+    """Export a checkpoint as an ONNX folder that decodes without TensorFlow or PyTorch."""
+    started = time.perf_counter()
+    checkpoint = _open(src, tokenizer, config, n_vocab)
+    with byte_progress("exporting", checkpoint.nbytes) as progress:
+        neo_tf.export_onnx(checkpoint, dst, precision.value, force=force, progress=progress)
+    _written(checkpoint, dst, f"ONNX, {precision.value}", started)
+
+
+@app.command()
+def verify(
+    src: Source,
+    onnx_dir: Annotated[Path, typer.Argument(metavar="ONNX_DIR", help="The folder that was exported from SRC.")],
+    tokens: Annotated[
+        int | None, typer.Option(help="Length of the sequence; past the window by default.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random sequence.", min=0)] = 0,
+    tolerance: Annotated[float, typer.Option(help="Largest difference of a logit that passes.", min=0)] = 1e-4,
+):
+    """Compare the source's logits with the exported graphs': every position, by prefill and token by token."""
+    from export.verify import default_tokens, verify_work
+
+    checkpoint = _open(src)
+    tokens = tokens or default_tokens(checkpoint.config)
+    with count_progress("verifying", verify_work(tokens)) as progress:
+        deviations = neo_tf.verify(checkpoint, onnx_dir, tokens=tokens, seed=seed, progress=progress)
+    table = summary_table("graph", "run", "logits compared", "largest error", "at position", "of token id")
+    for found in deviations:
+        row = (f"{found.logits:,}", f"{found.error:.2e}", str(found.position), str(found.token_id))
+        table.add_row(found.graph, found.mode, *row)
+    console.print(table)
+    worst = max(found.error for found in deviations)
+    if not worst <= tolerance:
+        raise NeoTFError(f"{onnx_dir}: logits differ from the source's by {worst:.2e}, more than {tolerance:.0e}")
+    console.print(f"{tokens} tokens: the largest error {worst:.2e} is within {tolerance:.0e}")
+
+
+@app.command()
+def generate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="An ONNX folder, a checkpoint in any format, or a hub id.")
+    ],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The text to continue; else standard input is read.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Stop after so many new tokens; 256 by default.")] = None,
+    min_new_tokens: Annotated[int, typer.Option(help="Do not end the text before so many.", min=0)] = 0,
+    do_sample: Annotated[bool, typer.Option("--do-sample", help="Draw tokens, not always the most likely.")] = False,
+    temperature: Annotated[float, typer.Option(help="Below 1 is tamer, above 1 wilder; with --do-sample.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k most likely tokens; 0 is all.", min=0)] = 50,
+    top_p: Annotated[float, typer.Option(help="Draw from the most likely tokens that add up to p.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Draw the same text again.", min=0)] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; chosen by default.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; one a core by default.", min=1)] = None,
+    tokenizer: TokenizerPath = None,
+):
+    """Continue a text, and show it as it is written."""
+    from runtime.models import resolve_model
+    from runtime.pipeline import TextGenerationPipeline
+
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise RequestError("no prompt: give one after the model, or on standard input")
+        prompt = sys.stdin.read().removesuffix("\n")
+    folder = resolve_model(model, tokenizer, progress=lambda size: byte_progress("exporting once", size))
+    generator = TextGenerationPipeline(folder, tokenizer, device, batch_size=1, threads=threads)
+    started, count = None, 0
+
+    def show(text):
+        nonlocal started, count
+        if started is None:
+            started = time.perf_counter()
+            sys.stdout.write(prompt)
+        count += 1
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    generator(
+        prompt,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        streamer=show,
+    )
+    seconds = time.perf_counter() - started
+    sys.stdout.write("\n")
+    if sys.stderr.isatty() and count > 1:
+        console.print(f"[dim]{count} tokens, {(count - 1) / seconds:.0f} tokens/s on {generator.session.device}[/dim]")
+
+
+@app.command()
+def init(
+    size: Annotated[
+        str, typer.Argument(metavar="SIZE", help="125M, 350M, 1.3B, 2.7B, or a config.json in either format.")
+    ],
+    dst: Destination,
+    to: To = Format.keras,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same weights.", min=0)] = 0,
+    tokenizer: TokenizerPath = None,
+    force: Force = False,
+):
+    """Make a model with random weights: a start for training, a load for tests."""
+    from neo_tf.checkpoints.initialise import random_checkpoint
+
+    started = time.perf_counter()
+    checkpoint = random_checkpoint(size, seed=seed, tokenizer=tokenizer)
+    with byte_progress("initialising", checkpoint.nbytes) as progress:
+        neo_tf.save_checkpoint(checkpoint, dst, to.value, force=force, progress=progress)
+    _written(checkpoint, dst, to.value, started)
+
+
+@app.command()
+def info(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint in any format, or an ONNX folder.")],
+):
+    """Show what a model is: format, sizes, layers, options, precision and tokenizer."""
+    from neo_tf.describe import describe
+
+    table = summary_table("", "", header=False)
+    for name, value in describe(path).items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _open(src, tokenizer=None, config=None, n_vocab=None):
+    checkpoint = neo_tf.open_checkpoint(src, tokenizer, config)
+    return checkpoint if n_vocab is None else checkpoint.with_vocab(n_vocab)
+
+
+def _written(checkpoint, dst, what, started):
+    from neo_tf.variables import count_parameters
+
+    size = sum(file.stat().st_size for file in dst.iterdir())
+    count = f"{count_parameters(checkpoint.config) / 1e6:,.1f} million parameters"
+    console.print(f"{dst}: {what}, {count}, {readable_bytes(size)}, {time.perf_counter() - started:.1f} s")
+
+
+def main():
+    """Runs the command. What neo-tf refuses is one line on standard error and exit status 1."""
+    try:
+        app()
+    except NeoTFError as error:
+        _fail(error)
+    except BrokenPipeError:  # the reader of a pipe went away, which is its right
+        sys.stderr.close()
+        raise SystemExit(1) from None
+    except OSError as error:
+        _fail(OutputError(f"{error.filename or 'file'}: {error.strerror or error}"))
+    except MemoryError:
+        _fail(NeoTFError("not enough memory"))
+
+
+def _fail(error):
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

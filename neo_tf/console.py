@@ -1,0 +1,40 @@
+"""What the command line prints with: one console on standard error, progress bars, tables."""
+
+import contextlib
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TransferSpeedColumn as SpeedColumn
+from rich.table import Table
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def byte_progress(what, total):
+    """Yields progress(name, bytes) that moves a bar of `total` bytes."""
+    with _bar(DownloadColumn(), SpeedColumn()) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda name, size: bar.advance(task, size)
+
+
+@contextlib.contextmanager
+def count_progress(what, total):
+    """Yields progress(count) that moves a bar of `total` things."""
+    with _bar(MofNCompleteColumn()) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def summary_table(*columns, header=True):
+    """A plain table."""
+    table = Table(box=box.SIMPLE, show_header=header)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _bar(*columns):
+    parts = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+    return Progress(*parts, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,63 @@
+"""What `neo-tf info` says of a model."""
+
+from collections import Counter
+from pathlib import Path
+
+from neo_tf.config import GPTNeoConfig
+from neo_tf.output import readable_bytes
+from neo_tf.variables import count_parameters
+
+
+def describe(path):
+    """{label: text} of a checkpoint in any format, or of an ONNX folder.
+
+    Raises:
+        CheckpointError, ConfigError: see open_checkpoint.
+    """
+    from runtime.session import DECODER_FILE
+
+    folder = Path(path)
+    if (folder / DECODER_FILE).is_file():
+        config = GPTNeoConfig.from_file(folder / "config.json")
+        text = _text_of(folder / "tokenizer.json")
+        weights = (folder / "model.onnx_data").stat().st_size
+        return {"format": "ONNX folder", **_model(config, config.precision, weights), "tokenizer": _tokenizer(text)}
+    from neo_tf.checkpoints import open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    names = {"mesh-tf": "Mesh-TensorFlow checkpoint", "huggingface": "Hugging Face folder", "keras": "Keras folder"}
+    rows = {"format": names[checkpoint.format], **_model(checkpoint.config, checkpoint.dtype, checkpoint.nbytes)}
+    if "global_step" in checkpoint.config.training:
+        rows["trained for"] = f"{checkpoint.config.training['global_step']:,} steps"
+    return {"path": str(checkpoint.path), **rows, "tokenizer": _tokenizer(checkpoint.tokenizer)}
+
+
+def _model(config, precision, nbytes):
+    from runtime.kv_cache import KVCache
+
+    kinds = Counter(config.attention_types)
+    layers = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    window = f", radius {config.local_attention_radius}" if kinds["local"] else ""
+    ids = f"end-of-text {config.eos_token_id}" if config.eos_token_id is not None else "no end-of-text id"
+    return {
+        "parameters": f"{count_parameters(config) / 1e6:,.1f} million",
+        "weights": f"{readable_bytes(nbytes)} in {precision}",
+        "layers": f"{config.n_layer} ({layers}{window})",
+        "hidden size": f"{config.n_embd}, mlp {config.n_inner}, {config.activation_fn}",
+        "heads": f"{config.n_head} of size {config.head_size}",
+        "context": f"{config.n_ctx} tokens",
+        "vocabulary": f"{config.n_vocab} ({ids})",
+        "KV cache": f"{readable_bytes(KVCache.bytes_per_slot(config))} a sequence in fp32",
+    }
+
+
+def _text_of(path):
+    return path.read_text("utf-8") if path.is_file() else None
+
+
+def _tokenizer(text):
+    if text is None:
+        return "none found"
+    from tokenizers import Tokenizer
+
+    return f"{Tokenizer.from_str(text).get_vocab_size()} ids"
