@@ -1,0 +1,91 @@
+"""What the tests share: the golden checkpoints, and folders converted or exported from them once a session."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import neo_tf
+
+FIXTURES = Path(__file__).parent / "fixtures"
+GOLDEN = FIXTURES / "golden"
+TINY_PYTHON = FIXTURES / "tiny-python"
+# Written by the original code with global and local attention; the other golden checkpoints use options of its own.
+GLOBAL_LOCAL = (
+    *("tiny-global", "tiny-global-local", "tiny-local-radius", "vocab-padded"),
+    *("microbatch-fp32", "act-relu"),
+)
+TOLERANCE = 1e-4  # absolute, on fp32 logits
+PADDING = 257  # of the golden prompts
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the original computed: its float32 computation where the checkpoint is bfloat16."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+    logits: np.ndarray
+    loss: float
+    greedy: dict  # {name: [(prompt ids, new ids), ...]}
+
+    @classmethod
+    def load(cls, folder, padding=PADDING):
+        """Reads a reference.npz; rows' continuations end where the original's do."""
+        data = np.load(folder / "reference.npz")
+        suffix = "_fp32_compute" if "logits_fp32_compute" in data.files else ""
+        greedy = {}
+        for key in data.files:
+            name = key.removeprefix("greedy_").removesuffix("_prompt")
+            if f"greedy_{name}_prompt" != key:
+                continue
+            rows = zip(data[key], data[f"greedy_{name}_outputs"], strict=True)
+            # A bfloat16 model's own greedy output is not float32's: only that of the float32 computation counts.
+            if not suffix or name == "fp32_compute":
+                greedy[name] = [_split(prompt, output, padding) for prompt, output in rows]
+        return cls(
+            inputs=data["inputs"].astype(np.int64),
+            labels=data["labels"].astype(np.int64),
+            positions=data["logits_positions"],
+            logits=data[f"logits{suffix}"],
+            loss=float(data[f"loss{suffix}"]),
+            greedy=greedy,
+        )
+
+
+def _split(prompt, output, padding):
+    start, end = int((prompt != padding).sum()), int((output != padding).sum())
+    return output[:start].tolist(), output[start:end].tolist()
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """A function from a golden checkpoint's name to its Reference."""
+    return lambda name: Reference.load(GOLDEN / name)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """A function from a checkpoint's folder to the ONNX folder that was exported from it."""
+    done = {}
+
+    def export(source):
+        if source not in done:
+            done[source] = tmp_path_factory.mktemp("onnx") / Path(source).name
+            neo_tf.export_onnx(source, done[source])
+        return done[source]
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def demo_folder(exported):
+    """The demo model as an ONNX folder."""
+    return exported(TINY_PYTHON)
