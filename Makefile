@@ -1,0 +1,40 @@
+# make demo: from nothing to generated text.  make test: the whole suite.  Neither installs twice.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL := tests/fixtures/tiny-python
+PROMPT ?= def read_lines(path):
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo
+	@rm -rf demo && mkdir demo
+	$(BIN)/neo-tf info $(MODEL)
+	$(BIN)/neo-tf convert $(MODEL) demo/keras
+	$(BIN)/neo-tf export demo/keras demo/onnx
+	$(BIN)/neo-tf generate demo/onnx "$(PROMPT)" --max-new-tokens 120 --do-sample --temperature 0.7 --seed 1
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info
+
+# Stamps: an installation is repeated only when what it depends on has changed.
+$(VENV)/bin/python:
+	$(PYTHON) -c "import sys; sys.exit('neo-tf needs Python 3.11 or later') if sys.version_info < (3, 11) else None"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: setup.py | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tensorflow]'
+	touch $@
+
+$(VENV)/.test: setup.py | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@ $(VENV)/.demo
