@@ -7,25 +7,28 @@ from pathlib import Path
 
 from neo_tf.errors import ConfigError
 
-ATTENTION_TYPES = ("global", "local")
-ACTIVATIONS = ("gelu", "relu", "sigmoid", "tanh", "softplus", "elu", "selu")
+ATTENTION_TYPES = ("global", "local", "linear", "none")
 PRECISIONS = ("float32", "bfloat16", "float16")
 GPT2_VOCAB_SIZE = 50257  # ids of GPT-2's tokenizer; the last one is end-of-text
 
-# Keys of the original that change the mathematics and have no layer here yet. Refused when they are switched on.
-_UNSUPPORTED = (
-    "rotary_emb",
-    "axial_pos_emb",
-    "no_weight_tie",
-    "rezero",
-    "scalenorm",
-    "macaron",
-    "share_parameters",
-    "num_mem_kv",
-    "mlp_glu",
-    "moe_layers",
-    "mlm_training",
+# The activations of the original's models/activations.py that it can run.
+ACTIVATIONS = (
+    *("gelu", "relu", "sigmoid", "tanh", "selu", "elu", "abs", "sin", "cos", "sign", "silu", "softplus", "lrelu001"),
+    *("lrelu020", "id", "triangle_relax", "square_relax", "softsign", "softmax", "logsoftmax", "bipolarsigmoid"),
+    *("elish", "maxsig", "cosid", "minsin", "maxtanh", "mish", "tanhexp", "lisht", "softplusmone"),
 )
+_CRASHES = "the original itself crashes on it"
+UNUSABLE_ACTIVATIONS = {
+    "rrelu": "the original draws a new random slope whenever it builds the graph",
+    "psoftplus": "the original gives its variables random names, so no checkpoint of it can be restored",
+    **dict.fromkeys(("spike", "spike2", "tanhshrink", "arcsinh", "aria", "prelu", "parcsinh"), _CRASHES),
+    **dict.fromkeys(("proottanh", "seagull", "snake", "roottanh"), _CRASHES),
+}
+
+# Keys of the original that change the mathematics and have no layer here yet. Refused when they are switched on.
+_UNSUPPORTED = ("moe_layers", "mlm_training")
+# The original compares these with True: any other value leaves them off.
+_FLAGS = ("no_weight_tie", "rezero", "scalenorm", "macaron", "share_parameters", "mlp_glu")
 
 # Hugging Face's name of an activation -> the original's. "gelu_new" is the tanh form; HF's plain "gelu" is erf.
 _ACTIVATION_FROM_HF = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu"} | {
@@ -49,6 +52,15 @@ class GPTNeoConfig:
         n_inner: hidden size of the mlp; 4 * n_embd unless given (Hugging Face's `intermediate_size`).
         layer_norm_epsilon: added to the variance; the original's constant is 1e-5.
         precision: of the stored variables, one of PRECISIONS.
+        rotary_emb: rotates queries and keys by their position, in place of a position embedding.
+        axial_pos_emb: (rows, columns) of the two tables whose sums are the position embedding; None has one table.
+        no_weight_tie: a linear layer with a bias, without ln_f before it, makes the logits; otherwise wte does.
+        rezero: scalar gains on the sublayers' outputs, in place of norms in front of them.
+        scalenorm: norms with one scalar gain and no bias inside the blocks.
+        macaron: a second mlp before the attention; both mlps count half.
+        share_parameters: all layers have the same variables.
+        num_mem_kv: learned keys and values that every query of a global layer sees.
+        mlp_glu: the mlp's first layer is twice as wide, its second half a gate.
         embed_dropout, attn_dropout, res_dropout: rates in [0, 1), used in training alone.
         eos_token_id, pad_token_id: of the tokenizer; not read by the forward pass. pad_token_id may lie outside
             the embedding, as the original's does.
@@ -69,6 +81,15 @@ class GPTNeoConfig:
     n_inner: int | None = None
     layer_norm_epsilon: float = 1e-5
     precision: str = "float32"
+    rotary_emb: bool = False
+    axial_pos_emb: tuple | None = None
+    no_weight_tie: bool = False
+    rezero: bool = False
+    scalenorm: bool = False
+    macaron: bool = False
+    share_parameters: bool = False
+    num_mem_kv: int = 0
+    mlp_glu: bool = False
     embed_dropout: float = 0.0
     attn_dropout: float = 0.0
     res_dropout: float = 0.0
@@ -93,9 +114,12 @@ class GPTNeoConfig:
             if kind not in ATTENTION_TYPES:
                 known = ", ".join(ATTENTION_TYPES)
                 raise ConfigError(f"attention type {kind!r} of layer {layer} is not supported (known: {known})")
+        if self.activation_fn in UNUSABLE_ACTIVATIONS:
+            raise ConfigError(f"activation_fn {self.activation_fn!r}: {UNUSABLE_ACTIVATIONS[self.activation_fn]}")
         if self.activation_fn not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ConfigError(f"activation_fn {self.activation_fn!r} is not supported (known: {known})")
+        self._check_options()
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
         if not _is_number(self.layer_norm_epsilon) or self.layer_norm_epsilon <= 0:
@@ -109,8 +133,21 @@ class GPTNeoConfig:
 
     def _require_positive_int(self, name):
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not _is_positive_int(value):
             raise ConfigError(f"{name} must be a positive integer, not {value!r}")
+
+    def _check_options(self):
+        if self.rotary_emb:
+            object.__setattr__(self, "axial_pos_emb", None)  # the original looks for rotary_emb first
+            if self.head_size % 2:
+                raise ConfigError(f"rotary_emb halves the heads, but their size is {self.head_size}")
+        if self.axial_pos_emb is not None:
+            sizes = self.axial_pos_emb
+            if not isinstance(sizes, list | tuple) or len(sizes) != 2 or not all(_is_positive_int(n) for n in sizes):
+                raise ConfigError(f"axial_pos_emb must be two positive integers, not {json.dumps(sizes)}")
+            object.__setattr__(self, "axial_pos_emb", tuple(sizes))
+        if isinstance(self.num_mem_kv, bool) or not isinstance(self.num_mem_kv, int) or self.num_mem_kv < 0:
+            raise ConfigError(f"num_mem_kv must be a whole number, not {self.num_mem_kv!r}")
 
     @property
     def head_size(self):
@@ -155,7 +192,10 @@ class GPTNeoConfig:
             "eos_token_id": None,
             "pad_token_id": None,
         }
+        optional |= {"num_mem_kv": 0, "axial_pos_emb": None}
         values = {key: params[key] if params.get(key) is not None else default for key, default in optional.items()}
+        values |= {flag: params.get(flag) == True for flag in _FLAGS}  # noqa: E712  (1 is on, "yes" is off)
+        values["rotary_emb"] = params.get("rotary_emb") is not None  # even false switches it on there
         sizes = {key: params[key] for key in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")}
         read = {*sizes, *values, "attention_types"}
         return cls(
@@ -177,6 +217,13 @@ class GPTNeoConfig:
             params["n_inner"] = self.n_inner
         if self.layer_norm_epsilon != 1e-5:
             params["layer_norm_epsilon"] = self.layer_norm_epsilon
+        params |= {flag: True for flag in _FLAGS if getattr(self, flag)}
+        if self.rotary_emb:
+            params["rotary_emb"] = True
+        if self.axial_pos_emb:
+            params["axial_pos_emb"] = list(self.axial_pos_emb)
+        if self.num_mem_kv:
+            params["num_mem_kv"] = self.num_mem_kv
         for key in ("eos_token_id", "pad_token_id"):
             if getattr(self, key) is not None:
                 params[key] = getattr(self, key)
@@ -343,6 +390,10 @@ def _require_keys(params, keys):
     missing = [key for key in keys if params.get(key) is None]
     if missing:
         raise ConfigError(f"missing {', '.join(missing)}")
+
+
+def _is_positive_int(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _is_number(value):

@@ -5,8 +5,18 @@ import contextlib
 import keras
 
 from neo_tf.config import GPTNeoConfig
-from neo_tf.layers import attn, cross_entropy_with_z_loss, dropout, embed, layer_norm, mlp, unembed
-from neo_tf.variables import ROOT, model_variables
+from neo_tf.layers import (
+    attn,
+    cross_entropy_with_z_loss,
+    dropout,
+    embed,
+    layer_norm,
+    mlp,
+    rezero,
+    scale_norm,
+    unembed,
+)
+from neo_tf.variables import ROOT, layer_scope, model_variables
 
 
 class Scope(dict):
@@ -22,9 +32,26 @@ class Scope(dict):
 
 
 def block(x, scope, layer, config, training=False, seed=None):
-    """One layer of the original: x += attn(norm_1(x)); x += mlp(norm_2(x)). x: [batch, seq, embd]."""
-    x = x + attn(layer_norm(x, scope["norm_1"], config), scope["attn"], layer, config, training, seed)
-    return x + mlp(layer_norm(x, scope["norm_2"], config), scope["mlp"], config, training, seed)
+    """One layer of the original: x += attn(norm_1(x)); x += mlp(norm_2(x)). x: [batch, seq, embd].
+
+    Attention type "none" adds x to itself. macaron's first mlp has neither norm nor rezero.
+    """
+    if config.macaron:
+        x = x + mlp(x, scope["mlp_macaron"], config, training, seed) * 0.5
+
+    def prenorm(x, name):
+        if config.rezero:
+            return x
+        return (scale_norm if config.scalenorm else layer_norm)(x, scope[name], config)
+
+    a = x
+    if config.attention_types[layer] != "none":
+        a = attn(prenorm(x, "norm_1"), scope["attn"], layer, config, training, seed)
+    x = x + (rezero(a, scope["norm_rezero_1"]) if config.rezero else a)
+
+    m = mlp(prenorm(x, "norm_2"), scope["mlp"], config, training, seed)
+    m = m * 0.5 if config.macaron else m
+    return x + (rezero(m, scope["norm_rezero_2"]) if config.rezero else m)
 
 
 class _Scoped:
@@ -52,7 +79,14 @@ class _Scoped:
 
 @keras.saving.register_keras_serializable("neo_tf")
 class Block(_Scoped, keras.layers.Layer):
-    """A layer of the model with its variables; named h0, h1, ... as in the original."""
+    """A layer of the model, named h0, h1, ... as in the original.
+
+    Args:
+        config: a GPTNeoConfig.
+        layer: its number.
+        variables: {name: Variable} below its scope; none where all layers share the model's.
+        seed_generator: for dropout.
+    """
 
     def __init__(self, config, layer, variables, seed_generator, **kwargs):
         super().__init__(name=f"h{layer}", **kwargs)
@@ -65,9 +99,9 @@ class Block(_Scoped, keras.layers.Layer):
         self._add_variables(self._specs)
         self.built = True
 
-    def call(self, x, training=False):
-        """[batch, seq, embd] -> [batch, seq, embd]."""
-        return block(x, self.scope, self.layer, self.config, training, self.seed_generator)
+    def call(self, x, training=False, scope=None):
+        """[batch, seq, embd] -> [batch, seq, embd]; `scope` holds variables that are not the block's own."""
+        return block(x, scope or self.scope, self.layer, self.config, training, self.seed_generator)
 
     def compute_output_shape(self, input_shape):
         """A block keeps its input's shape."""
@@ -105,13 +139,15 @@ class GPTNeo(_Scoped, keras.Model):
         super().__init__(name=name, dtype=dtype, **kwargs)
         self.config = config
         self.seed_generator = keras.random.SeedGenerator()
-        own, inner = {}, {}
+        own, inner = {}, {layer: {} for layer in range(config.n_layer)}
+        scopes = {} if config.share_parameters else {layer_scope(config, layer): layer for layer in inner}
         for path, variable in model_variables(config).items():
-            head, _, rest = path.removeprefix(f"{ROOT}/").partition("/")
-            if head.startswith("h") and head[1:].isdigit():
-                inner.setdefault(int(head[1:]), {})[rest] = variable
+            name = path.removeprefix(f"{ROOT}/")
+            head, _, rest = name.partition("/")
+            if head in scopes:
+                inner[scopes[head]][rest] = variable
             else:
-                own[f"{head}/{rest}" if rest else head] = variable
+                own[name] = variable
         self._specs = own
         self.blocks = [
             Block(config, layer, variables, self.seed_generator, dtype=self.dtype_policy)
@@ -132,8 +168,8 @@ class GPTNeo(_Scoped, keras.Model):
         h = embed(token_ids, scope, config)
         h = dropout(h, config.embed_dropout if training else 0.0, self.seed_generator)
         for layer in self.blocks:
-            h = layer(h, training=training)
-        return unembed(layer_norm(h, scope["ln_f"], config), scope)
+            h = layer(h, training=training, scope=scope[""] if config.share_parameters else None)
+        return unembed(h, scope, config)
 
     def compute_output_shape(self, input_shape):
         """[batch, seq] -> [batch, seq, n_vocab]."""

@@ -40,30 +40,63 @@ def model_variables(config):
             stddev /= math.sqrt(rows)
         return Variable((rows, columns), stddev=stddev)
 
-    one, zero = Variable((embd,), mean=1.0), Variable((embd,))
-    variables = {
-        "wte": Variable((config.n_vocab, embd), stddev=0.02),
-        "wpe": Variable((config.n_ctx, embd), stddev=0.01),
-    }
-    for layer in range(config.n_layer):
-        scope = f"h{layer}"
-        variables |= {
-            f"{scope}/norm_1/g": one,
-            f"{scope}/norm_1/b": zero,
-            f"{scope}/attn/q": Variable((embd, heads), stddev=(embd * config.head_size) ** -0.5),
-            f"{scope}/attn/k": Variable((embd, heads), stddev=embd**-0.5),
-            f"{scope}/attn/v": Variable((embd, heads), stddev=embd**-0.5),
-            f"{scope}/attn/o": Variable((heads, embd), stddev=heads**-0.5),
-            f"{scope}/attn/compute_output_bias/o_b": zero,
-            f"{scope}/norm_2/g": one,
-            f"{scope}/norm_2/b": zero,
-            f"{scope}/mlp/conv1d_main/c_fc/kernel": kernel(embd, inner),
-            f"{scope}/mlp/conv1d_main/c_fc/bias": Variable((inner,)),
-            f"{scope}/mlp/conv1d_main/c_proj/kernel": kernel(inner, embd, residual=True),
-            f"{scope}/mlp/conv1d_main/c_proj/bias": zero,
+    def norm(scope, scalar=False):
+        if scalar:
+            return {f"{scope}/g": Variable((), mean=1.0)}
+        return {f"{scope}/g": Variable((embd,), mean=1.0), f"{scope}/b": Variable((embd,))}
+
+    def mlp(scope):
+        width = 2 * inner if config.mlp_glu else inner
+        return {
+            f"{scope}/conv1d_main/c_fc/kernel": kernel(embd, width),
+            f"{scope}/conv1d_main/c_fc/bias": Variable((width,)),
+            f"{scope}/conv1d_main/c_proj/kernel": kernel(inner, embd, residual=True),
+            f"{scope}/conv1d_main/c_proj/bias": Variable((embd,)),
         }
-    variables |= {"ln_f/g": one, "ln_f/b": zero}
+
+    def attn(scope, kind):
+        variables = {
+            f"{scope}/q": Variable((embd, heads), stddev=(embd * config.head_size) ** -0.5),
+            f"{scope}/k": Variable((embd, heads), stddev=embd**-0.5),
+            f"{scope}/v": Variable((embd, heads), stddev=embd**-0.5),
+            f"{scope}/o": Variable((heads, embd), stddev=heads**-0.5),
+            f"{scope}/compute_output_bias/o_b": Variable((embd,)),
+        }
+        if kind == "global" and config.num_mem_kv:
+            memory = Variable((config.num_mem_kv, config.n_head, config.head_size), stddev=config.head_size**-0.5)
+            variables |= {f"{scope}/attention/mem_k": memory, f"{scope}/attention/mem_v": memory}
+        return variables
+
+    variables = {"wte": Variable((config.n_vocab, embd), stddev=0.02)}
+    if config.axial_pos_emb:
+        for number, rows in enumerate(config.axial_pos_emb, start=1):
+            variables[f"axial_wpe_{number}"] = Variable((rows, embd), stddev=0.01)
+    elif not config.rotary_emb:
+        variables["wpe"] = Variable((config.n_ctx, embd), stddev=0.01)
+    for layer, kind in enumerate(config.attention_types):
+        scope = layer_scope(config, layer)
+        if config.macaron:
+            variables |= mlp(f"{scope}/mlp_macaron")
+        if config.rezero:
+            variables |= {f"{scope}/norm_rezero_{number}/g": Variable(()) for number in (1, 2)}
+        if kind != "none":
+            if not config.rezero:
+                variables |= norm(f"{scope}/norm_1", config.scalenorm)
+            variables |= attn(f"{scope}/attn", kind)
+        if not config.rezero:
+            variables |= norm(f"{scope}/norm_2", config.scalenorm)
+        variables |= mlp(f"{scope}/mlp")
+    if config.no_weight_tie:
+        head = "wte_final_linear/conv1d_main/linear_out"
+        variables |= {f"{head}/kernel": kernel(embd, config.n_vocab), f"{head}/bias": Variable((config.n_vocab,))}
+    else:
+        variables |= norm("ln_f")
     return {f"{ROOT}/{name}": variable for name, variable in variables.items()}
+
+
+def layer_scope(config, layer):
+    """A layer's scope below the root: h0, h1, ..., or the empty one that all layers share."""
+    return "" if config.share_parameters else f"h{layer}"
 
 
 def initial_value(name, variable, seed):
