@@ -71,11 +71,18 @@ class Graph:
     def __init__(self, name, checkpoint, weight_file):
         self.name, self.checkpoint, self.weight_file = name, checkpoint, weight_file
         self.inputs, self.outputs, self.nodes, self.initializers = [], [], [], {}
+        self._names = {}
 
     @property
     def root(self):
         """The outermost scope, whose names are the graph's."""
         return Scope(self, "")
+
+    def unique(self, name):
+        """The name itself the first time, then name_1, name_2, ..."""
+        count = self._names.get(name, 0)
+        self._names[name] = count + 1
+        return f"{name}_{count}" if count else name
 
     def input(self, name, dtype, shape, default=None):
         """Declares an input; with a default it is an initializer that a caller may override."""
@@ -118,25 +125,27 @@ class Graph:
 
 @dataclass(frozen=True)
 class Scope:
-    """A scope of the original in the graph: scope["attn"] is an inner scope, and its operators are named below it."""
+    """A scope of the original in the graph: scope["attn"] is an inner one, whose operators are named below it.
+
+    Args:
+        graph: the Graph.
+        path: where its nodes stand: /h0/attn.
+        variables: where its variables stand; the same unless layers share theirs.
+    """
 
     graph: Graph
     path: str
+    variables: str = ""
 
     def __getitem__(self, name):
-        return Scope(self.graph, f"{self.path}/{name}")
-
-    @property
-    def canonical(self):
-        """The original's name of this scope or variable."""
-        return f"gpt2{self.path}"
+        return Scope(self.graph, f"{self.path}/{name}", f"{self.variables}/{name}")
 
     def op(self, op_type, *inputs, domain="", outputs=1, name=None, out=None, **attributes):
         """Adds a node `{path}/{name or op_type}` and returns its output's name, or a tuple of several.
 
         An input None is an omitted optional one. `out` names the outputs instead of deriving them.
         """
-        node = f"{self.path}/{name or op_type}"
+        node = self.graph.unique(f"{self.path}/{name or op_type}")
         names = out or ([node] if outputs == 1 else [f"{node}:{index}" for index in range(outputs)])
         self.graph.nodes.append(
             helper.make_node(op_type, [i or "" for i in inputs], names, name=node, domain=domain, **attributes)
@@ -149,16 +158,23 @@ class Scope:
 
     def packed(self, names, name):
         """Several variables of this scope side by side (along the last axis) as one initializer, float32."""
-        checkpoint = self.graph.checkpoint
-        tensors = [checkpoint.tensors[f"{self.canonical}/{part}"] for part in names]
-        columns = sum(tensor.shape[-1] for tensor in tensors)
-        shape = (*tensors[0].shape[:-1], columns)
+        shapes = [self._tensor(part).shape for part in names]
+        if len(names) == 1:
+            return self.derived(name, shapes[0], lambda tensor: tensor, *names)
+        shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+        return self.derived(name, shape, lambda *tensors: np.concatenate(tensors, axis=-1), *names)
+
+    def derived(self, name, shape, function, *variables):
+        """A function of some variables of this scope, computed when it is written, as an initializer, float32."""
+        tensors = [self._tensor(variable) for variable in variables]
 
         def read():
-            parts = [tensor.read().astype(np.float32, copy=False) for tensor in tensors]
-            return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+            return function(*(tensor.read().astype(np.float32, copy=False) for tensor in tensors))
 
-        return self.graph.add_weight(f"{self.canonical}/{name}", np.float32, shape, read)
+        return self.graph.add_weight(f"gpt2{self.variables}/{name}", np.float32, shape, read)
+
+    def _tensor(self, name):
+        return self.graph.checkpoint.tensors[f"gpt2{self.variables}/{name}"]
 
 
 def _onnx_type(dtype):

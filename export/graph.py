@@ -1,54 +1,11 @@
 """The ONNX twin of neo_tf/model.py: the whole graph, in two flavours of one body."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from export.builder import Graph
-from export.layers import attn, embed, layer_norm, mlp, unembed
-
-
-@dataclass
-class Cache:
-    """The KV cache's inputs and outputs, [batch, heads, positions, head] each, and the lengths that go with it.
-
-    Args:
-        graph: the Graph.
-        config: a GPTNeoConfig.
-        windowed: keeps a local layer's cache as short as its window (sliding_window_cache).
-    """
-
-    graph: Graph
-    config: object
-    windowed: bool
-    seqlens_k: str = ""
-    total_sequence_length: str = ""
-
-    def is_local(self, layer):
-        """Whether the layer's window is shorter than the context: otherwise local and global are the same."""
-        return self.config.window(layer) < self.config.n_ctx
-
-    def is_windowed(self, layer):
-        """Whether the layer's cache is as short as its window."""
-        return self.windowed and self.is_local(layer)
-
-    def names(self, layer):
-        """The layer's (past key, past value) and (present key, present value)."""
-        return tuple([f"{kind}.{layer}.{part}" for part in ("key", "value")] for kind in ("past_key_values", "present"))
-
-    def declare(self):
-        """Declares the inputs and outputs of every layer."""
-        for layer in range(self.config.n_layer):
-            past, present = self.names(layer)
-            length = f"window_{layer}" if self.is_windowed(layer) else "past_sequence_length"
-            total = length if self.is_windowed(layer) else "total_sequence_length"
-            for name in past:
-                self.graph.input(name, np.float32, self._shape(length))
-            for name in present:
-                self.graph.output(name, np.float32, self._shape(total))
-
-    def _shape(self, length):
-        return ["batch_size", self.config.n_head, length, self.config.head_size]
+from export.builder import Graph, Scope
+from export.cache import INT32, Cache
+from export.layers import attn, embed, layer_norm, mlp, rezero, scale_norm, unembed
+from neo_tf.variables import layer_scope
 
 
 def build_model(checkpoint, weight_file):
@@ -70,9 +27,9 @@ def build_model(checkpoint, weight_file):
     # GroupQueryAttention wants lengths, not a mask: [batch, total] -> int32 [batch], and total itself.
     mask, constant = graph.root["attention_mask"], graph.constant
     lengths = mask.op("ReduceSum", "attention_mask", constant([1]), keepdims=0)
-    cache.seqlens_k = mask.op("Cast", mask.op("Sub", lengths, constant(1)), to=6, name="seqlens_k")
+    cache.seqlens_k = mask.op("Cast", mask.op("Sub", lengths, constant(1)), to=INT32, name="seqlens_k")
     total = mask.op("Gather", mask.op("Shape", "attention_mask"), constant(1))
-    cache.total_sequence_length = mask.op("Cast", total, to=6, name="total_sequence_length")
+    cache.total_sequence_length = mask.op("Cast", total, to=INT32, name="total_sequence_length")
     _body(graph, checkpoint.config, cache)
     return graph.model()
 
@@ -95,26 +52,52 @@ def build_decoder(checkpoint, weight_file):
     graph.output("logits", np.float32, ["batch_size", "kept", checkpoint.config.n_vocab])
     graph.output("next_tokens", np.int64, ["batch_size", "kept"])
     cache.declare()
+    if "linear" in checkpoint.config.attention_types:
+        # Rows whose sequence begins with this step: bool [batch, 1, 1, 1].
+        fresh, constant = graph.root["fresh"], graph.constant
+        step = fresh.op("Cast", fresh.op("Shape", "input_ids", start=1), to=INT32)
+        length = fresh.op("Add", cache.seqlens_k, constant(1, np.int32))
+        cache.fresh = fresh.op("Reshape", fresh.op("Equal", length, step), constant([-1, 1, 1, 1]))
     logits = _body(graph, checkpoint.config, cache)
     graph.root["head"].op("ArgMax", logits, axis=-1, keepdims=0, out=["next_tokens"])
     return graph.model()
 
 
 def block(x, scope, layer, config, cache):
-    """One layer of the original: x += attn(norm_1(x)); x += mlp(norm_2(x)). x: [batch, seq, embd]."""
-    a = attn(layer_norm(x, scope["norm_1"], config), scope["attn"], layer, config, cache)
+    """One layer of the original: x += attn(norm_1(x)); x += mlp(norm_2(x)). x: [batch, seq, embd].
+
+    Attention type "none" adds x to itself. macaron's first mlp has neither norm nor rezero.
+    """
+    half = scope.graph.constant(0.5, np.float32)
+    if config.macaron:
+        m = scope["mlp_macaron"].op("Mul", mlp(x, scope["mlp_macaron"], config), half)
+        x = scope["mlp_macaron"].op("Add", x, m, name="Residual")
+
+    def prenorm(x, name):
+        if config.rezero:
+            return x
+        return (scale_norm if config.scalenorm else layer_norm)(x, scope[name], config)
+
+    a = x
+    if config.attention_types[layer] != "none":
+        a = attn(prenorm(x, "norm_1"), scope["attn"], layer, config, cache)
+    a = rezero(a, scope["norm_rezero_1"]) if config.rezero else a
     x = scope["attn"].op("Add", x, a, name="Residual")
-    m = mlp(layer_norm(x, scope["norm_2"], config), scope["mlp"], config)
+
+    m = mlp(prenorm(x, "norm_2"), scope["mlp"], config)
+    m = scope["mlp"].op("Mul", m, half) if config.macaron else m
+    m = rezero(m, scope["norm_rezero_2"]) if config.rezero else m
     return scope["mlp"].op("Add", x, m, name="Residual")
 
 
 def _body(graph, config, cache):
-    scope = graph.root
-    h = embed("input_ids", "position_ids", scope)
+    root = graph.root
+    h = embed("input_ids", "position_ids", root, config)
     for layer in range(config.n_layer):
-        h = block(h, scope[f"h{layer}"], layer, config, cache)
+        scope = Scope(graph, f"/h{layer}", f"/{layer_scope(config, layer)}")
+        h = block(h, scope, layer, config, cache)
     # The last num_logits_to_keep positions; from -0 = 0, that is all of them, by default.
-    keep, constant = scope["num_logits_to_keep"], graph.constant
+    keep, constant = root["num_logits_to_keep"], graph.constant
     start = keep.op("Neg", "num_logits_to_keep")
     h = keep.op("Slice", h, start, constant([2**62]), constant([1]))
-    return unembed(layer_norm(h, scope["ln_f"], config), scope, config)
+    return unembed(h, root, config)

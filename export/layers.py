@@ -1,13 +1,27 @@
 """The ONNX twin of neo_tf/layers.py: the same functions, names and order, as nodes instead of tensors."""
 
+import numpy as np
+
+from export.activations import activation
 from export.builder import MICROSOFT
 
 
 def layer_norm(x, scope, config):
-    """Normalises the last axis to mean 0 and variance 1, then scales and shifts it."""
+    """Normalises the last axis to mean 0 and variance 1, then a gain and a bias for each feature."""
     return scope.op(
         "LayerNormalization", x, scope.weight("g"), scope.weight("b"), axis=-1, epsilon=config.layer_norm_epsilon
     )
+
+
+def scale_norm(x, scope, config):
+    """As layer_norm, with one gain for all features and no bias."""
+    gain = scope.derived("gain", (config.n_embd,), lambda g: np.full(config.n_embd, g, np.float32), "g")
+    return scope.op("LayerNormalization", x, gain, axis=-1, epsilon=config.layer_norm_epsilon)
+
+
+def rezero(x, scope):
+    """One gain, which starts at 0."""
+    return scope.op("Mul", x, scope.weight("g"))
 
 
 def linear(x, scope):
@@ -15,25 +29,90 @@ def linear(x, scope):
     return scope.op("Add", scope.op("MatMul", x, scope.weight("kernel")), scope.weight("bias"))
 
 
+def apply_rotary_emb(x, scope, config, tables):
+    """Rotates feature pairs (i, i + head / 2) by the position's angles: [batch, seq, heads * head], same result.
+
+    `tables` names the cosines and sines, [n_ctx, head / 2] each.
+    """
+    return scope.op(
+        *("RotaryEmbedding", x, "position_ids", *tables), domain=MICROSOFT, num_heads=config.n_head, interleaved=0
+    )
+
+
+def memory_key_values(k, v, scope, config, cache):
+    """Puts the learned keys and values before the sequence's first ones: [batch, seq, heads * head] each.
+
+    They stay in the cache, so later steps add none.
+    """
+    width = config.n_head * config.head_size
+    count = cache.memory_rows
+    batch = scope.op("Shape", k, start=0, end=1, name="batch")
+    shape = scope.op("Concat", batch, count, scope.graph.constant([width]), axis=0, name="memory_shape")
+
+    def prepend(name, t):
+        memory = scope.derived(f"{name}_rows", (config.num_mem_kv, width), lambda m: m.reshape(-1, width), name)
+        memory = scope.op("Slice", memory, scope.graph.constant([0]), count, name=f"{name}_slice")
+        memory = scope.op("Expand", memory, shape, name=f"{name}_expand")
+        return scope.op("Concat", memory, t, axis=1, name=f"{name}_prepend")
+
+    return prepend("mem_k", k), prepend("mem_v", v)
+
+
+def causal_linear_attention(q, k, v, scope, layer, config, cache, epsilon=1e-6):
+    """Attention by running sums: q softmax over the features, k exponential; [batch, seq, heads * head].
+
+    The cache holds the sums of k, [batch, heads, 1, head], and of k (x) v, [batch, heads, head, head].
+    """
+    op, constant = scope.op, scope.graph.constant
+    heads, head = config.n_head, config.head_size
+    past, present = cache.names(layer)
+
+    def split(t, perm, name):
+        # [batch, seq, heads * head] -> [batch, seq, heads, head] -> by perm
+        return op("Transpose", op("Reshape", t, constant([0, 0, heads, head])), perm=perm, name=name)
+
+    q = op("Softmax", split(q, [0, 2, 1, 3], "q"), axis=-1)
+    k = op("Exp", split(k, [0, 2, 3, 1], "k"))  # [batch, heads, head, seq]
+    v = split(v, [0, 2, 1, 3], "v")
+    sum_k, sum_kv = cache.sums(past[0], 1, scope), cache.sums(past[1], head, scope)
+
+    # Inside the step: [batch, heads, seq, head] x [batch, heads, head, seq] -> [batch, heads, query, key], causal
+    weights = op("Trilu", op("MatMul", q, k, name="weights"), upper=0)
+    # Before the step: q times the sums so far
+    above = op("Add", op("MatMul", weights, v), op("MatMul", q, sum_kv))
+    before = op("MatMul", q, op("Transpose", sum_k, perm=[0, 1, 3, 2]))
+    below = op("Add", op("ReduceSum", weights, constant([-1])), before)
+    # q sums to 1, so epsilon on every feature's sum is epsilon here
+    a = op("Div", above, op("Add", below, constant(epsilon, np.float32)))
+
+    step_k = op("Transpose", op("ReduceSum", k, constant([-1])), perm=[0, 1, 3, 2], name="step_k")
+    op("Add", sum_k, step_k, out=[present[0]], name="present_key")
+    op("Add", sum_kv, op("MatMul", k, v, name="step_kv"), out=[present[1]], name="present_value")
+    # [batch, heads, seq, head] -> [batch, seq, heads * head]
+    return op("Reshape", op("Transpose", a, perm=[0, 2, 1, 3], name="merge"), constant([0, 0, heads * head]))
+
+
 def attention(qkv, scope, layer, config, cache):
     """Causal attention, **not** divided by sqrt(head size): the scale is written out as 1.
 
     Args:
-        qkv: packed [batch, seq, 3 * heads * head].
-        scope: where the node belongs.
+        qkv: packed [batch, seq, 3 * heads * head], or (q, k, v) of [batch, seq, heads * head].
+        scope: where the nodes belong.
         layer: says which window applies.
-        cache: the graph's Cache.
+        cache: the graph's Cache; the layer's present keys and values go to its outputs.
 
     Returns:
-        [batch, seq, heads * head]. The layer's present keys and values go to the cache's outputs.
+        [batch, seq, heads * head].
     """
     past, present = cache.names(layer)
     attributes = {"local_window_size": config.window(layer)} if cache.is_local(layer) else {}
     if cache.is_windowed(layer):
         attributes["sliding_window_cache"] = 1
+    seqlens_k, total = cache.lengths(layer)
     output = f"{scope.path}/GroupQueryAttention"
+    inputs = (qkv, None, None) if isinstance(qkv, str) else qkv
     scope.op(
-        *("GroupQueryAttention", qkv, None, None, *past, cache.seqlens_k, cache.total_sequence_length),
+        *("GroupQueryAttention", *inputs, *past, seqlens_k, total),
         domain=MICROSOFT,
         out=[output, *present],
         num_heads=config.n_head,
@@ -44,14 +123,70 @@ def attention(qkv, scope, layer, config, cache):
     return output
 
 
+def padded_attention(q, k, v, scope, layer, config, cache):
+    """attention, with zeros after each head's features up to a size that GroupQueryAttention takes."""
+    op, constant = scope.op, scope.graph.constant
+    heads, head, padded = config.n_head, config.head_size, cache.head_size
+
+    def pad(t):
+        # [batch, seq, heads * head] -> [batch, seq, heads, padded] -> [batch, seq, heads * padded]
+        t = op("Reshape", t, constant([0, 0, heads, head]))
+        t = op("Pad", t, constant([0, 0, 0, 0, 0, 0, 0, padded - head]))
+        return op("Reshape", t, constant([0, 0, heads * padded]))
+
+    a = attention((pad(q), pad(k), pad(v)), scope, layer, config, cache)
+    a = op("Reshape", a, constant([0, 0, heads, padded]))
+    a = op("Slice", a, constant([0]), constant([head]), constant([3]))
+    return op("Reshape", a, constant([0, 0, heads * head]))
+
+
+def masked_attention(q, k, v, scope, layer, config, cache):
+    """attention from ONNX's own operators, with a growing cache: for head sizes that no fused operator takes."""
+    op, constant = scope.op, scope.graph.constant
+    heads, head = config.n_head, config.head_size
+    past, present = cache.names(layer)
+
+    def split(t):
+        # [batch, seq, heads * head] -> [batch, heads, seq, head]
+        return op("Transpose", op("Reshape", t, constant([0, 0, heads, head])), perm=[0, 2, 1, 3])
+
+    keys = op("Concat", past[0], split(k), axis=2, out=[present[0]], name="keys")
+    values = op("Concat", past[1], split(v), axis=2, out=[present[1]], name="values")
+    # [batch, heads, seq, head] x [batch, heads, head, total] -> [batch, heads, seq, total]
+    logits = op("MatMul", split(q), op("Transpose", keys, perm=[0, 1, 3, 2]))
+    weights = op("Softmax", op("Add", logits, cache.bias(layer)), axis=-1)
+    a = op("Transpose", op("MatMul", weights, values), perm=[0, 2, 1, 3])
+    return op("Reshape", a, constant([0, 0, heads * head]))
+
+
 def attn(x, scope, layer, config, cache):
     """The attention sublayer: q, k, v without biases, side by side in one product; o with a bias.
 
     x, result: [batch, seq, embd].
     """
+    kind, inner = config.attention_types[layer], scope["attention"]
+    remembers = kind == "global" and config.num_mem_kv > 0
     # [batch, seq, embd] -> [batch, seq, 3 * heads * head]
     qkv = scope["qkv"].op("MatMul", x, scope.packed(["q", "k", "v"], "qkv"))
-    a = attention(qkv, scope["attention"], layer, config, cache)
+    if kind != "linear" and not (config.rotary_emb or remembers or cache.masked or cache.pads):
+        a = attention(qkv, inner, layer, config, cache)
+    else:
+        q, k, v = scope["qkv"].op("Split", qkv, axis=-1, outputs=3, num_outputs=3)
+        if config.rotary_emb:
+            q, k = (apply_rotary_emb(t, scope["rotary"], config, cache.rotary_tables) for t in (q, k))
+        if kind == "linear":
+            a = causal_linear_attention(q, k, v, inner, layer, config, cache)
+        else:
+            if remembers:
+                k, v = memory_key_values(k, v, inner, config, cache)
+                q = cache.lengthen(q, inner)
+            if cache.masked:
+                a = masked_attention(q, k, v, inner, layer, config, cache)
+            elif cache.pads:
+                a = padded_attention(q, k, v, inner, layer, config, cache)
+            else:
+                a = attention((q, k, v), inner, layer, config, cache)
+            a = cache.shorten(a, inner) if remembers else a
     # [batch, seq, heads * head] -> [batch, seq, embd]
     a = scope["o"].op("MatMul", a, scope.weight("o"))
     bias = scope["compute_output_bias"]
@@ -59,33 +194,49 @@ def attn(x, scope, layer, config, cache):
 
 
 def mlp(x, scope, config):
-    """The feed-forward sublayer: [batch, seq, embd] -> [batch, seq, inner] -> [batch, seq, embd]."""
+    """The feed-forward sublayer: [batch, seq, embd] -> [batch, seq, inner] -> [batch, seq, embd].
+
+    With mlp_glu, c_fc makes [batch, seq, 2 * inner], and its second half is the activated gate.
+    """
     scope = scope["conv1d_main"]
-    h = activation(linear(x, scope["c_fc"]), scope["c_fc"], config.activation_fn)
+    h = linear(x, scope["c_fc"])
+    if config.mlp_glu:
+        h, gate = scope["c_fc"].op("Split", h, axis=-1, outputs=2, num_outputs=2)
+        h = scope["c_fc"].op("Mul", h, activation(gate, scope["c_fc"], config.activation_fn))
+    else:
+        h = activation(h, scope["c_fc"], config.activation_fn)
     return linear(h, scope["c_proj"])
 
 
-def activation(x, scope, name):
-    """Applies the original's activation `name`; gelu is the tanh form."""
-    if name == "gelu":
-        return scope.op("Gelu", x, approximate="tanh")
-    operators = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "softplus": "Softplus"}
-    operators |= {"elu": "Elu", "selu": "Selu"}
-    return scope.op(operators[name], x)
+def axial_positional_emb(scope, config):
+    """The position table of axial_pos_emb as one initializer [n_ctx, embd]; zeros where the tables end."""
+
+    def table(rows, columns):
+        sums = ((rows[:, None] + columns[None]) / 2).reshape(-1, config.n_embd)[: config.n_ctx]
+        return np.pad(sums, ((0, config.n_ctx - len(sums)), (0, 0)))
+
+    return scope.derived("axial_wpe", (config.n_ctx, config.n_embd), table, "axial_wpe_1", "axial_wpe_2")
 
 
-def embed(input_ids, position_ids, scope):
+def embed(input_ids, position_ids, scope, config):
     """Token plus position embedding: int64 [batch, seq] -> [batch, seq, embd]."""
     tokens = scope["wte"].op("Gather", scope.weight("wte"), input_ids)
-    positions = scope["wpe"].op("Gather", scope.weight("wpe"), position_ids)
+    if config.rotary_emb:
+        return tokens
+    table = axial_positional_emb(scope, config) if config.axial_pos_emb else scope.weight("wpe")
+    positions = scope["wpe"].op("Gather", table, position_ids)
     return scope["embed"].op("Add", tokens, positions)
 
 
 def unembed(h, scope, config):
-    """Logits by the tied embedding: [batch, seq, embd] -> [batch, seq, n_vocab].
+    """Logits: [batch, seq, embd] -> [batch, seq, n_vocab], by the tied embedding after ln_f or by a layer.
 
-    The product is wte @ h^T, so that the embedding is read as it lies: no transposed or packed second copy.
+    The tied product is wte @ h^T, so that the embedding is read as it lies: no transposed or packed second copy.
     """
+    if config.no_weight_tie:
+        logits = linear(h, scope["wte_final_linear"]["conv1d_main"]["linear_out"])
+        return scope["head"].op("Identity", logits, out=["logits"])
+    h = layer_norm(h, scope["ln_f"], config)
     head, constant = scope["head"], scope.graph.constant
     shape = head.op("Shape", h, start=0, end=2)
     # [batch, seq, embd] -> [embd, batch * seq]
@@ -93,6 +244,6 @@ def unembed(h, scope, config):
     columns = head.op("Transpose", rows, perm=[1, 0])
     # [n_vocab, embd] x [embd, batch * seq] -> [batch * seq, n_vocab]
     logits = head.op("MatMul", scope.weight("wte"), columns)
-    logits = head.op("Transpose", logits, perm=[1, 0], name="TransposeBack")
+    logits = head.op("Transpose", logits, perm=[1, 0])
     shape = head.op("Concat", shape, constant([config.n_vocab]), axis=0)
-    return head.op("Reshape", logits, shape, out=["logits"], name="ReshapeBack")
+    return head.op("Reshape", logits, shape, out=["logits"])

@@ -7,7 +7,7 @@ from export.builder import WeightFile
 from export.graph import build_decoder, build_model
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
 from neo_tf.checkpoints.huggingface import CONFIG_FILE, write_tokenizer
-from neo_tf.errors import ConfigError, RequestError
+from neo_tf.errors import RequestError
 from neo_tf.output import new_folder
 
 MODEL_FILE, DECODER_FILE, DATA_FILE = "model.onnx", "decoder.onnx", "model.onnx_data"
@@ -36,12 +36,6 @@ def export_onnx(src, dst, precision="fp32", *, tokenizer=None, config=None, n_vo
     checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src, tokenizer, config)
     if n_vocab is not None:
         checkpoint = checkpoint.with_vocab(n_vocab)
-    config = checkpoint.config
-    if config.head_size % 8:
-        raise ConfigError(
-            f"head size {config.head_size} (n_embd {config.n_embd} / n_head {config.n_head}) is not a multiple of 8:"
-            " ONNX Runtime's GroupQueryAttention cannot run it"
-        )
     weights = WeightFile(DATA_FILE)
     graphs = {MODEL_FILE: build_model(checkpoint, weights), DECODER_FILE: build_decoder(checkpoint, weights)}
     with new_folder(dst, force=force, needs=weights.nbytes, source=checkpoint.path) as folder:
@@ -55,7 +49,7 @@ def export_onnx(src, dst, precision="fp32", *, tokenizer=None, config=None, n_vo
 
 def _write_configs(checkpoint, folder, precision):
     config = checkpoint.config.replace(precision="float32")
-    params = config.to_huggingface()
+    params = config.to_onnx()
     (folder / CONFIG_FILE).write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(checkpoint, folder)
     (folder / "genai_config.json").write_text(json.dumps(_genai_config(config), indent=2) + "\n", encoding="utf-8")

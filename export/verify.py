@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from export.package import MODEL_FILE
+from neo_tf.cache_layout import cache_parts
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
 from neo_tf.errors import CheckpointError, ConfigError, RequestError
 
@@ -109,21 +110,20 @@ class PortableSession:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no common base
             raise CheckpointError(f"{path}: cannot be loaded: {' '.join(str(error).split())}") from None
+        self._parts = cache_parts(self.config, windowed=False, head_size=self.config.head_size)
         self._cache = []
 
     def prefill(self, slot, token_ids, past, keep=1):
         """As runtime.session.Session.prefill, for one slot; past 0 begins a new sequence."""
-        config, count = self.config, len(token_ids)
+        count = len(token_ids)
         if past == 0:
-            empty = np.zeros((1, config.n_head, 0, config.head_size), np.float32)
-            self._cache = [empty] * (2 * config.n_layer)
-        names = [f"{layer}.{part}" for layer in range(config.n_layer) for part in ("key", "value")]
-        feed = {f"past_key_values.{name}": value for name, value in zip(names, self._cache, strict=True)}
+            self._cache = [np.zeros((1, part.heads, 0, part.columns), np.float32) for part in self._parts]
+        feed = {part.past: value for part, value in zip(self._parts, self._cache, strict=True)}
         feed["input_ids"] = np.asarray(token_ids, np.int64)[None]
         feed["attention_mask"] = np.ones((1, past + count), np.int64)
         feed["position_ids"] = np.arange(past, past + count, dtype=np.int64)[None]
         feed["num_logits_to_keep"] = np.array([keep], np.int64)
-        logits, *self._cache = self._session.run(["logits", *(f"present.{name}" for name in names)], feed)
+        logits, *self._cache = self._session.run(["logits", *(part.present for part in self._parts)], feed)
         return logits[0]
 
 

@@ -29,11 +29,14 @@ UNUSABLE_ACTIVATIONS = {
 _UNSUPPORTED = ("moe_layers", "mlm_training")
 # The original compares these with True: any other value leaves them off.
 _FLAGS = ("no_weight_tie", "rezero", "scalenorm", "macaron", "share_parameters", "mlp_glu")
+# Options that Hugging Face's GPT-Neo has no key for.
+_OPTIONS = (*_FLAGS, "rotary_emb", "axial_pos_emb", "num_mem_kv")
 
 # Hugging Face's name of an activation -> the original's. "gelu_new" is the tanh form; HF's plain "gelu" is erf.
 _ACTIVATION_FROM_HF = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu"} | {
-    name: name for name in ("relu", "sigmoid", "tanh", "selu")
+    name: name for name in ("relu", "sigmoid", "tanh", "silu")
 }
+_ACTIVATION_TO_HF = {"gelu": "gelu_new", "relu": "relu", "sigmoid": "sigmoid", "tanh": "tanh", "silu": "silu"}
 
 
 @dataclass(frozen=True)
@@ -252,7 +255,7 @@ class GPTNeoConfig:
                 f"attention_layers {params['attention_layers']} contradicts attention_types {params['attention_types']}"
             )
         activation = params.get("activation_function", "gelu_new")
-        if activation not in _ACTIVATION_FROM_HF:
+        if "activation_fn" not in params and activation not in _ACTIVATION_FROM_HF:
             known = ", ".join(_ACTIVATION_FROM_HF)
             raise ConfigError(f"activation_function {activation!r} is not supported (known: {known})")
         if params.get("tie_word_embeddings") is False:
@@ -263,7 +266,7 @@ class GPTNeoConfig:
             *("attention_types", "attention_layers", "intermediate_size", "layer_norm_epsilon", "activation_function"),
             *("embed_dropout", "attention_dropout", "resid_dropout", "eos_token_id", "bos_token_id", "pad_token_id"),
             *("dtype", "torch_dtype", "model_type", "architectures", "transformers_version", "use_cache", "neo_tf"),
-            *("tie_word_embeddings",),
+            *("tie_word_embeddings", "activation_fn", "attention_kinds", *_OPTIONS),
         }
         others = {key: value for key, value in params.items() if key not in read}
         return cls(
@@ -274,7 +277,8 @@ class GPTNeoConfig:
             n_layer=params["num_layers"],
             attention_types=attention_types,
             local_attention_radius=params.get("window_size", 256),
-            activation_fn=_ACTIVATION_FROM_HF[activation],
+            activation_fn=params.get("activation_fn") or _ACTIVATION_FROM_HF[activation],
+            **{key: params[key] for key in _OPTIONS if key in params},
             n_inner=params.get("intermediate_size"),
             layer_norm_epsilon=params.get("layer_norm_epsilon", 1e-5),
             precision=params.get("dtype") or params.get("torch_dtype") or "float32",
@@ -292,11 +296,26 @@ class GPTNeoConfig:
         The source's training keys travel under the key `neo_tf`, which transformers carries and ignores.
 
         Raises:
-            ConfigError: an option that transformers has no key for.
+            ConfigError: an option that transformers has no key for; it is named.
         """
-        activation = {"gelu": "gelu_new"}.get(self.activation_fn, self.activation_fn)
-        if activation not in _ACTIVATION_FROM_HF:
-            raise ConfigError(f"activation_fn {self.activation_fn!r} has no equivalent in Hugging Face's GPT-Neo")
+        extra = [f"{key} = {json.dumps(value)}" for key, value in self._beyond_huggingface().items()]
+        if extra:
+            raise ConfigError(f"Hugging Face's GPT-Neo cannot express {', '.join(extra)}")
+        return self._huggingface_keys()
+
+    def to_onnx(self):
+        """The config of an ONNX folder: Hugging Face's keys, and the original's options where they are used."""
+        return self._huggingface_keys() | self._beyond_huggingface()
+
+    def _beyond_huggingface(self):
+        """What Hugging Face's GPT-Neo has no key or no value for."""
+        beyond = {key: getattr(self, key) for key in _OPTIONS if getattr(self, key)}
+        if self.activation_fn not in _ACTIVATION_TO_HF:
+            beyond["activation_fn"] = self.activation_fn
+        kinds = sorted(set(self.attention_types) - {"global", "local"})
+        return beyond | ({"attention_kinds": kinds} if kinds else {})
+
+    def _huggingface_keys(self):
         params = {
             "architectures": ["GPTNeoForCausalLM"],
             "model_type": "gpt_neo",
@@ -309,7 +328,7 @@ class GPTNeoConfig:
             "attention_layers": list(self.attention_types),
             "window_size": self.local_attention_radius,
             "intermediate_size": self.n_inner,
-            "activation_function": activation,
+            "activation_function": _ACTIVATION_TO_HF.get(self.activation_fn, self.activation_fn),
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "embed_dropout": self.embed_dropout,
             "attention_dropout": self.attn_dropout,

@@ -3,10 +3,10 @@
 export/layers.py is the ONNX twin: the same functions, names and order.
 """
 
-import numpy as np
 from keras import ops, random
 
 from neo_tf.activations import activation
+from neo_tf.rotary import rotary_tables
 
 
 def norm(x, epsilon):
@@ -37,14 +37,6 @@ def linear(x, scope):
     return ops.matmul(x, scope["kernel"]) + scope["bias"]
 
 
-def rotary_tables(config):
-    """Cosines and sines of rotary_emb: float32 [n_ctx, head / 2] each, in the original's float32 arithmetic."""
-    exponents = np.arange(config.head_size // 2, dtype=np.float32) * np.float32(2) / np.float32(config.head_size)
-    frequencies = np.float32(1) / np.power(np.float32(10000), exponents)
-    angles = np.arange(config.n_ctx, dtype=np.float32)[:, None] * frequencies[None]
-    return np.cos(angles), np.sin(angles)
-
-
 def apply_rotary_emb(x, config):
     """Rotates feature pairs (i, i + head / 2) by the position's angles: [batch, seq, heads, head], same result."""
     # [n_ctx, head / 2] -> [seq, 1, head / 2]
@@ -70,10 +62,12 @@ def causal_linear_attention(q, k, v, epsilon=1e-6):
     The original's causal_linear_attention: the sums of k (x) v, weighted by q, over the sums of k, weighted by q.
     """
     q, k = ops.softmax(q, axis=-1), ops.exp(k)
-    sums = ops.cumsum(k, axis=1) + epsilon
-    # [batch, seq, heads, in] x [batch, seq, heads, out] -> [batch, seq, heads, in, out]
-    context = ops.cumsum(ops.einsum("bshi,bsho->bshio", k, v), axis=1)
-    return ops.einsum("bshi,bshio->bsho", q, context) / ops.sum(q * sums, axis=-1, keepdims=True)
+    # [batch, seq, heads, head] x 2 -> [batch, heads, query, key], causal
+    weights = ops.tril(ops.einsum("bqhd,bkhd->bhqk", q, k))
+    above = ops.einsum("bhqk,bkhd->bqhd", weights, v)
+    # q sums to 1, so epsilon on every feature's sum of k is epsilon here
+    below = ops.transpose(ops.sum(weights, axis=-1), (0, 2, 1))[..., None] + epsilon
+    return above / below
 
 
 def attention(q, k, v, window, memory=0, dropout_rate=0.0, seed=None):

@@ -2,19 +2,15 @@
 
 import numpy as np
 
+from neo_tf.cache_layout import cache_parts
+
 # Positions beyond a local layer's window: the kernel then compacts its cache once in so many steps. The CUDA kernel
 # takes the bare window only.
 _SLACK = {"cpu": 64, "cuda": 0}
 
 
-def capacity(config, layer, device="cpu"):
-    """Positions that a layer's cache keeps: all of them, or the local window and some slack."""
-    window = config.window(layer)
-    return min(config.n_ctx, window + _SLACK[device]) if window < config.n_ctx else window
-
-
 class KVCache:
-    """Buffers [slots, heads, capacity, head] for the keys and values of every layer.
+    """Buffers [slots, heads, rows, columns] for every part of the cache.
 
     A slot's part of a buffer is contiguous, so a single row can be bound by its address.
 
@@ -27,33 +23,26 @@ class KVCache:
     """
 
     def __init__(self, config, slots, dtype=np.float32, device="cpu", device_id=0):
-        self.config, self.slots, self.dtype = config, slots, np.dtype(dtype)
+        self.slots, self.dtype = slots, np.dtype(dtype)
         self.device, self.device_id = device, device_id
-        self._buffers = {
-            (layer, part): self._allocate((slots, config.n_head, self.capacity(layer), config.head_size))
-            for layer in range(config.n_layer)
-            for part in ("key", "value")
-        }
-
-    def capacity(self, layer):
-        """Positions that the layer keeps."""
-        return capacity(self.config, layer, self.device)
+        self._buffers = []
+        for part in cache_parts(config):
+            shape = (part.heads, rows(part, config, device), part.columns)
+            self._buffers.append((part, shape, self._allocate((slots, *shape))))
 
     @staticmethod
     def bytes_per_slot(config, dtype=np.float32, device="cpu"):
-        """Bytes that one sequence takes in the buffers of all layers, at any length."""
-        positions = sum(capacity(config, layer, device) for layer in range(config.n_layer))
-        return 2 * config.n_head * config.head_size * positions * np.dtype(dtype).itemsize
+        """Bytes that one sequence takes in all buffers, at any length."""
+        sizes = (part.heads * rows(part, config, device) * part.columns for part in cache_parts(config))
+        return sum(sizes) * np.dtype(dtype).itemsize
 
-    def bind(self, binding, slot, rows):
-        """Binds the rows [slot, slot + rows) of every buffer to past and present."""
-        heads, head = self.config.n_head, self.config.head_size
-        for (layer, part), buffer in self._buffers.items():
-            shape = (rows, heads, self.capacity(layer), head)
-            row_bytes = heads * self.capacity(layer) * head * self.dtype.itemsize
-            place = (self.device, self.device_id, self.dtype, shape, self._address(buffer) + slot * row_bytes)
-            binding.bind_input(f"past_key_values.{layer}.{part}", *place)
-            binding.bind_output(f"present.{layer}.{part}", *place)
+    def bind(self, binding, slot, count):
+        """Binds the slots [slot, slot + count) of every buffer to past and present."""
+        for part, shape, buffer in self._buffers:
+            address = self._address(buffer) + slot * int(np.prod(shape)) * self.dtype.itemsize
+            place = (self.device, self.device_id, self.dtype, (count, *shape), address)
+            binding.bind_input(part.past, *place)
+            binding.bind_output(part.present, *place)
 
     def _allocate(self, shape):
         if self.device == "cpu":
@@ -64,3 +53,8 @@ class KVCache:
 
     def _address(self, buffer):
         return buffer.ctypes.data if self.device == "cpu" else buffer.data_ptr()
+
+
+def rows(part, config, device="cpu"):
+    """Rows that a part's buffer has: those that it needs, and a local window's slack."""
+    return min(config.n_ctx, part.rows + _SLACK[device]) if part.kind == "window" else part.rows
