@@ -5,6 +5,7 @@ import numpy as np
 from export.builder import Graph, Scope
 from export.cache import INT32, Cache
 from export.layers import attn, embed, layer_norm, mlp, rezero, scale_norm, unembed
+from export.moe import moe
 from neo_tf.variables import layer_scope
 
 
@@ -84,7 +85,8 @@ def block(x, scope, layer, config, cache):
     a = rezero(a, scope["norm_rezero_1"]) if config.rezero else a
     x = scope["attn"].op("Add", x, a, name="Residual")
 
-    m = mlp(prenorm(x, "norm_2"), scope["mlp"], config)
+    h = prenorm(x, "norm_2")
+    m = moe(h, scope, config) if layer in config.moe_layers else mlp(h, scope["mlp"], config)
     m = scope["mlp"].op("Mul", m, half) if config.macaron else m
     m = rezero(m, scope["norm_rezero_2"]) if config.rezero else m
     return scope["mlp"].op("Add", x, m, name="Residual")

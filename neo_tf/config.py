@@ -26,11 +26,28 @@ UNUSABLE_ACTIVATIONS = {
 }
 
 # Keys of the original that change the mathematics and have no layer here yet. Refused when they are switched on.
-_UNSUPPORTED = ("moe_layers", "mlm_training")
+_UNSUPPORTED = ("mlm_training",)
 # The original compares these with True: any other value leaves them off.
 _FLAGS = ("no_weight_tie", "rezero", "scalenorm", "macaron", "share_parameters", "mlp_glu")
 # Options that Hugging Face's GPT-Neo has no key for.
-_OPTIONS = (*_FLAGS, "rotary_emb", "axial_pos_emb", "num_mem_kv")
+_OPTIONS = (*_FLAGS, "rotary_emb", "axial_pos_emb", "num_mem_kv", "moe_layers", "moe_params")
+# mesh_tensorflow's set_default_moe_hparams, as far as a forward pass reads it.
+MOE_DEFAULTS = {
+    "moe_gating": "top_2",
+    "moe_num_experts": 16,
+    "moe_hidden_size": 4096,
+    "moe_group_size": 1024,
+    "moe_loss_coef": 1e-2,
+    "moe_capacity_factor_train": 1.25,
+    "moe_capacity_factor_eval": 2.0,
+    "moe_use_second_place_loss": 0,
+    "moe_second_policy_train": "random",
+    "moe_second_policy_eval": "random",
+    "moe_second_threshold_train": 0.2,
+    "moe_second_threshold_eval": 0.2,
+    "moe_activation": "relu",
+}
+_MOE_POLICIES = ("all", "none", "threshold", "random")
 
 # Hugging Face's name of an activation -> the original's. "gelu_new" is the tanh form; HF's plain "gelu" is erf.
 _ACTIVATION_FROM_HF = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu"} | {
@@ -64,6 +81,8 @@ class GPTNeoConfig:
         share_parameters: all layers have the same variables.
         num_mem_kv: learned keys and values that every query of a global layer sees.
         mlp_glu: the mlp's first layer is twice as wide, its second half a gate.
+        moe_layers: layers whose mlp is a mixture of experts.
+        moe_params: the mixture's parameters, under mesh_tensorflow's names; MOE_DEFAULTS where they are left out.
         embed_dropout, attn_dropout, res_dropout: rates in [0, 1), used in training alone.
         eos_token_id, pad_token_id: of the tokenizer; not read by the forward pass. pad_token_id may lie outside
             the embedding, as the original's does.
@@ -93,6 +112,8 @@ class GPTNeoConfig:
     share_parameters: bool = False
     num_mem_kv: int = 0
     mlp_glu: bool = False
+    moe_layers: tuple = ()
+    moe_params: dict = field(default_factory=dict)
     embed_dropout: float = 0.0
     attn_dropout: float = 0.0
     res_dropout: float = 0.0
@@ -152,6 +173,37 @@ class GPTNeoConfig:
         if isinstance(self.num_mem_kv, bool) or not isinstance(self.num_mem_kv, int) or self.num_mem_kv < 0:
             raise ConfigError(f"num_mem_kv must be a whole number, not {self.num_mem_kv!r}")
 
+        self._check_moe()
+
+    def _check_moe(self):
+        object.__setattr__(self, "moe_layers", tuple(self.moe_layers))
+        if not self.moe_layers:
+            object.__setattr__(self, "moe_params", {})
+            return
+        for layer in self.moe_layers:
+            if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < self.n_layer:
+                raise ConfigError(f"moe_layers names layer {layer!r}, but n_layer is {self.n_layer}")
+        params = MOE_DEFAULTS | self.moe_params
+        object.__setattr__(self, "moe_params", params)
+        for name in ("moe_num_experts", "moe_hidden_size", "moe_group_size"):
+            if not _is_positive_int(params[name]):
+                raise ConfigError(f"{name} must be a positive integer, not {params[name]!r}")
+        for name, known in (("moe_gating", ("top_2",)), ("moe_activation", ("relu",))):
+            if params[name] not in known:
+                raise ConfigError(f"{name} {params[name]!r} is not supported (known: {', '.join(known)})")
+        for name in ("moe_second_policy_train", "moe_second_policy_eval"):
+            if params[name] not in _MOE_POLICIES:
+                raise ConfigError(f"{name} {params[name]!r} is not one of {', '.join(_MOE_POLICIES)}")
+        if params["moe_second_policy_eval"] == "random":
+            raise ConfigError(
+                "moe_second_policy_eval is 'random' (the default): the original draws experts at random in inference;"
+                " choose 'all', 'none' or 'threshold' (--moe-policy)"
+            )
+        if self.res_dropout:
+            raise ConfigError(
+                f"res_dropout {self.res_dropout} with moe_layers: the original drops in inference too; set it to 0"
+            )
+
     @property
     def head_size(self):
         """Features of one attention head."""
@@ -195,7 +247,7 @@ class GPTNeoConfig:
             "eos_token_id": None,
             "pad_token_id": None,
         }
-        optional |= {"num_mem_kv": 0, "axial_pos_emb": None}
+        optional |= {"num_mem_kv": 0, "axial_pos_emb": None, "moe_layers": (), "moe_params": {}}
         values = {key: params[key] if params.get(key) is not None else default for key, default in optional.items()}
         values |= {flag: params.get(flag) == True for flag in _FLAGS}  # noqa: E712  (1 is on, "yes" is off)
         values["rotary_emb"] = params.get("rotary_emb") is not None  # even false switches it on there
@@ -227,6 +279,8 @@ class GPTNeoConfig:
             params["axial_pos_emb"] = list(self.axial_pos_emb)
         if self.num_mem_kv:
             params["num_mem_kv"] = self.num_mem_kv
+        if self.moe_layers:
+            params |= {"moe_layers": list(self.moe_layers), "moe_params": self.moe_params}
         for key in ("eos_token_id", "pad_token_id"):
             if getattr(self, key) is not None:
                 params[key] = getattr(self, key)

@@ -16,6 +16,7 @@ from neo_tf.layers import (
     scale_norm,
     unembed,
 )
+from neo_tf.moe import moe
 from neo_tf.variables import ROOT, layer_scope, model_variables
 
 
@@ -34,7 +35,8 @@ class Scope(dict):
 def block(x, scope, layer, config, training=False, seed=None):
     """One layer of the original: x += attn(norm_1(x)); x += mlp(norm_2(x)). x: [batch, seq, embd].
 
-    Attention type "none" adds x to itself. macaron's first mlp has neither norm nor rezero.
+    Attention type "none" adds x to itself. macaron's first mlp has neither norm nor rezero. Returns x and, of a
+    mixture of experts, its auxiliary loss.
     """
     if config.macaron:
         x = x + mlp(x, scope["mlp_macaron"], config, training, seed) * 0.5
@@ -49,9 +51,13 @@ def block(x, scope, layer, config, training=False, seed=None):
         a = attn(prenorm(x, "norm_1"), scope["attn"], layer, config, training, seed)
     x = x + (rezero(a, scope["norm_rezero_1"]) if config.rezero else a)
 
-    m = mlp(prenorm(x, "norm_2"), scope["mlp"], config, training, seed)
+    h, loss = prenorm(x, "norm_2"), None
+    if layer in config.moe_layers:
+        m, loss = moe(h, scope, config, training, seed)
+    else:
+        m = mlp(h, scope["mlp"], config, training, seed)
     m = m * 0.5 if config.macaron else m
-    return x + (rezero(m, scope["norm_rezero_2"]) if config.rezero else m)
+    return x + (rezero(m, scope["norm_rezero_2"]) if config.rezero else m), loss
 
 
 class _Scoped:
@@ -101,7 +107,10 @@ class Block(_Scoped, keras.layers.Layer):
 
     def call(self, x, training=False, scope=None):
         """[batch, seq, embd] -> [batch, seq, embd]; `scope` holds variables that are not the block's own."""
-        return block(x, scope or self.scope, self.layer, self.config, training, self.seed_generator)
+        x, loss = block(x, scope or self.scope, self.layer, self.config, training, self.seed_generator)
+        if loss is not None:
+            self.add_loss(loss)  # the original adds it in training and in evaluation
+        return x
 
     def compute_output_shape(self, input_shape):
         """A block keeps its input's shape."""

@@ -54,6 +54,14 @@ def model_variables(config):
             f"{scope}/conv1d_main/c_proj/bias": Variable((embd,)),
         }
 
+    def moe(scope):
+        experts, hidden = config.moe_params["moe_num_experts"], config.moe_params["moe_hidden_size"]
+        return {
+            f"{scope}/top_2_gating/kernel": Variable((embd, experts), stddev=embd**-0.5),
+            f"{scope}/wi/kernel": Variable((experts, embd, hidden), stddev=embd**-0.5),
+            f"{scope}/wo/kernel": Variable((experts, hidden, embd), stddev=hidden**-0.5),
+        }
+
     def attn(scope, kind):
         variables = {
             f"{scope}/q": Variable((embd, heads), stddev=(embd * config.head_size) ** -0.5),
@@ -85,7 +93,7 @@ def model_variables(config):
             variables |= attn(f"{scope}/attn", kind)
         if not config.rezero:
             variables |= norm(f"{scope}/norm_2", config.scalenorm)
-        variables |= mlp(f"{scope}/mlp")
+        variables |= moe(scope) if layer in config.moe_layers else mlp(f"{scope}/mlp")
     if config.no_weight_tie:
         head = "wte_final_linear/conv1d_main/linear_out"
         variables |= {f"{head}/kernel": kernel(embd, config.n_vocab), f"{head}/bias": Variable((config.n_vocab,))}
