@@ -229,9 +229,9 @@ def embed(input_ids, position_ids, scope, config):
 
 
 def unembed(h, scope, config):
-    """Logits: [batch, seq, embd] -> [batch, seq, n_vocab], by the tied embedding after ln_f or by a layer.
+    """Logits: [batch, seq, embd] -> [batch, seq, n_vocab], by an embedding after ln_f or by a layer.
 
-    The tied product is wte @ h^T, so that the embedding is read as it lies: no transposed or packed second copy.
+    The product is wte @ h^T, so that the embedding is read as it lies: no transposed or packed second copy.
     """
     if config.no_weight_tie:
         logits = linear(h, scope["wte_final_linear"]["conv1d_main"]["linear_out"])
@@ -243,7 +243,7 @@ def unembed(h, scope, config):
     rows = head.op("Reshape", h, constant([-1, config.n_embd]))
     columns = head.op("Transpose", rows, perm=[1, 0])
     # [n_vocab, embd] x [embd, batch * seq] -> [batch * seq, n_vocab]
-    logits = head.op("MatMul", scope.weight("wte"), columns)
+    logits = head.op("MatMul", scope.weight("lm_head" if config.untied_lm_head else "wte"), columns)
     logits = head.op("Transpose", logits, perm=[1, 0])
     shape = head.op("Concat", shape, constant([config.n_vocab]), axis=0)
     return head.op("Reshape", logits, shape, out=["logits"])

@@ -14,15 +14,16 @@ MODEL_FILE, DECODER_FILE, DATA_FILE = "model.onnx", "decoder.onnx", "model.onnx_
 PRECISIONS = ("fp32",)
 
 
-def export_onnx(src, dst, precision="fp32", *, tokenizer=None, config=None, n_vocab=None, force=False, progress=None):
+def export_onnx(src, dst, precision="fp32", *, n_vocab=None, force=False, progress=None, **opening):
     """Exports a checkpoint as an ONNX folder; the weights are written one by one.
 
     Args:
         src: a Checkpoint, or what open_checkpoint opens.
         dst: the folder to write; appears whole or not at all.
         precision: of the weights and the arithmetic; "fp32".
-        tokenizer, config, n_vocab, force: see neo_tf.convert.
+        n_vocab, force: see neo_tf.convert.
         progress: called as progress(name, bytes) after each tensor.
+        opening: tokenizer, config, revision, moe_policy: see open_checkpoint.
 
     Returns:
         The source as a Checkpoint.
@@ -33,7 +34,7 @@ def export_onnx(src, dst, precision="fp32", *, tokenizer=None, config=None, n_vo
     """
     if precision not in PRECISIONS:
         raise RequestError(f"unknown precision {precision!r} (known: {', '.join(PRECISIONS)})")
-    checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src, tokenizer, config)
+    checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src, **opening)
     if n_vocab is not None:
         checkpoint = checkpoint.with_vocab(n_vocab)
     weights = WeightFile(DATA_FILE)

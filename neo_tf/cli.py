@@ -37,7 +37,10 @@ class Precision(StrEnum):
 
 
 Source = Annotated[
-    str, typer.Argument(metavar="SRC", help="A checkpoint: a folder of any format, or the original's model.ckpt-N.")
+    str,
+    typer.Argument(
+        metavar="SRC", help="A checkpoint: a folder of any format, the original's model.ckpt-N, or a hub id."
+    ),
 ]
 Destination = Annotated[
     Path, typer.Argument(metavar="DST", help="The folder to write. It appears whole, or not at all.")
@@ -47,6 +50,10 @@ TokenizerPath = Annotated[
     Path | None, typer.Option("--tokenizer", help="A tokenizer.json, or its folder; else the one beside the weights.")
 ]
 ConfigPath = Annotated[Path | None, typer.Option("--config", help="The model's config, if not beside the weights.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+MoePolicy = Annotated[
+    str | None, typer.Option(help="all, none or threshold: the second expert, where the original draws at random.")
+]
 VocabSize = Annotated[int | None, typer.Option("--n-vocab", help="Trim a padded vocabulary to so many ids.", min=1)]
 To = Annotated[Format, typer.Option(help="The format to write.")]
 
@@ -66,11 +73,13 @@ def convert(
     tokenizer: TokenizerPath = None,
     config: ConfigPath = None,
     n_vocab: VocabSize = None,
+    revision: Revision = None,
+    moe_policy: MoePolicy = None,
     force: Force = False,
 ):
     """Convert a checkpoint between the original's format, Keras and Hugging Face."""
     started = time.perf_counter()
-    checkpoint = _open(src, tokenizer, config, n_vocab)
+    checkpoint = _open(src, n_vocab, tokenizer=tokenizer, config=config, revision=revision, moe_policy=moe_policy)
     with byte_progress("converting", checkpoint.nbytes) as progress:
         neo_tf.save_checkpoint(checkpoint, dst, to.value, force=force, progress=progress)
     _written(checkpoint, dst, to.value, started)
@@ -84,11 +93,13 @@ def export(
     tokenizer: TokenizerPath = None,
     config: ConfigPath = None,
     n_vocab: VocabSize = None,
+    revision: Revision = None,
+    moe_policy: MoePolicy = None,
     force: Force = False,
 ):
     """Export a checkpoint as an ONNX folder that decodes without TensorFlow or PyTorch."""
     started = time.perf_counter()
-    checkpoint = _open(src, tokenizer, config, n_vocab)
+    checkpoint = _open(src, n_vocab, tokenizer=tokenizer, config=config, revision=revision, moe_policy=moe_policy)
     with byte_progress("exporting", checkpoint.nbytes) as progress:
         neo_tf.export_onnx(checkpoint, dst, precision.value, force=force, progress=progress)
     _written(checkpoint, dst, f"ONNX, {precision.value}", started)
@@ -102,12 +113,14 @@ def verify(
         int | None, typer.Option(help="Length of the sequence; past the window by default.", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random sequence.", min=0)] = 0,
+    config: ConfigPath = None,
+    moe_policy: MoePolicy = None,
     tolerance: Annotated[float, typer.Option(help="Largest difference of a logit that passes.", min=0)] = 1e-4,
 ):
     """Compare the source's logits with the exported graphs': every position, by prefill and token by token."""
     from export.verify import default_tokens, verify_work
 
-    checkpoint = _open(src)
+    checkpoint = _open(src, config=config, moe_policy=moe_policy)
     tokens = tokens or default_tokens(checkpoint.config)
     with count_progress("verifying", verify_work(tokens)) as progress:
         deviations = neo_tf.verify(checkpoint, onnx_dir, tokens=tokens, seed=seed, progress=progress)
@@ -140,6 +153,7 @@ def generate(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; chosen by default.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; one a core by default.", min=1)] = None,
     tokenizer: TokenizerPath = None,
+    revision: Revision = None,
 ):
     """Continue a text, and show it as it is written."""
     from runtime.models import resolve_model
@@ -149,7 +163,7 @@ def generate(
         if sys.stdin.isatty():
             raise RequestError("no prompt: give one after the model, or on standard input")
         prompt = sys.stdin.read().removesuffix("\n")
-    folder = resolve_model(model, tokenizer, progress=lambda size: byte_progress("exporting once", size))
+    folder = resolve_model(model, tokenizer, revision, progress=lambda size: byte_progress("exporting once", size))
     generator = TextGenerationPipeline(folder, tokenizer, device, batch_size=1, threads=threads)
     started, count = None, 0
 
@@ -213,8 +227,10 @@ def info(
     console.print(table)
 
 
-def _open(src, tokenizer=None, config=None, n_vocab=None):
-    checkpoint = neo_tf.open_checkpoint(src, tokenizer, config)
+def _open(src, n_vocab=None, **opening):
+    checkpoint = neo_tf.open_checkpoint(src, **opening)
+    if opening.get("moe_policy") and checkpoint.config.moe_layers:
+        console.print(f"note: second experts by {opening['moe_policy']!r}, whatever the original's config says")
     return checkpoint if n_vocab is None else checkpoint.with_vocab(n_vocab)
 
 

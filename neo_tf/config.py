@@ -53,6 +53,7 @@ _MOE_POLICIES = ("all", "none", "threshold", "random")
 _ACTIVATION_FROM_HF = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu"} | {
     name: name for name in ("relu", "sigmoid", "tanh", "silu")
 }
+_ACTIVATION_FROM_HF["swish"] = "silu"
 _ACTIVATION_TO_HF = {"gelu": "gelu_new", "relu": "relu", "sigmoid": "sigmoid", "tanh": "tanh", "silu": "silu"}
 
 
@@ -75,6 +76,7 @@ class GPTNeoConfig:
         rotary_emb: rotates queries and keys by their position, in place of a position embedding.
         axial_pos_emb: (rows, columns) of the two tables whose sums are the position embedding; None has one table.
         no_weight_tie: a linear layer with a bias, without ln_f before it, makes the logits; otherwise wte does.
+        untied_lm_head: an output embedding of its own, after ln_f (Hugging Face's lm_head where it is not wte).
         rezero: scalar gains on the sublayers' outputs, in place of norms in front of them.
         scalenorm: norms with one scalar gain and no bias inside the blocks.
         macaron: a second mlp before the attention; both mlps count half.
@@ -106,6 +108,7 @@ class GPTNeoConfig:
     rotary_emb: bool = False
     axial_pos_emb: tuple | None = None
     no_weight_tie: bool = False
+    untied_lm_head: bool = False
     rezero: bool = False
     scalenorm: bool = False
     macaron: bool = False
@@ -161,6 +164,8 @@ class GPTNeoConfig:
             raise ConfigError(f"{name} must be a positive integer, not {value!r}")
 
     def _check_options(self):
+        if self.untied_lm_head and self.no_weight_tie:
+            raise ConfigError("untied_lm_head and no_weight_tie are both on: a model has one head")
         if self.rotary_emb:
             object.__setattr__(self, "axial_pos_emb", None)  # the original looks for rotary_emb first
             if self.head_size % 2:
@@ -247,7 +252,13 @@ class GPTNeoConfig:
             "eos_token_id": None,
             "pad_token_id": None,
         }
-        optional |= {"num_mem_kv": 0, "axial_pos_emb": None, "moe_layers": (), "moe_params": {}}
+        optional |= {
+            "untied_lm_head": False,
+            "num_mem_kv": 0,
+            "axial_pos_emb": None,
+            "moe_layers": (),
+            "moe_params": {},
+        }
         values = {key: params[key] if params.get(key) is not None else default for key, default in optional.items()}
         values |= {flag: params.get(flag) == True for flag in _FLAGS}  # noqa: E712  (1 is on, "yes" is off)
         values["rotary_emb"] = params.get("rotary_emb") is not None  # even false switches it on there
@@ -279,6 +290,8 @@ class GPTNeoConfig:
             params["axial_pos_emb"] = list(self.axial_pos_emb)
         if self.num_mem_kv:
             params["num_mem_kv"] = self.num_mem_kv
+        if self.untied_lm_head:
+            params["untied_lm_head"] = True
         if self.moe_layers:
             params |= {"moe_layers": list(self.moe_layers), "moe_params": self.moe_params}
         for key in ("eos_token_id", "pad_token_id"):
@@ -312,9 +325,10 @@ class GPTNeoConfig:
         if "activation_fn" not in params and activation not in _ACTIVATION_FROM_HF:
             known = ", ".join(_ACTIVATION_FROM_HF)
             raise ConfigError(f"activation_function {activation!r} is not supported (known: {known})")
-        if params.get("tie_word_embeddings") is False:
-            raise ConfigError("tie_word_embeddings = false is not supported yet")
         eos = params.get("eos_token_id")
+        eos = eos[0] if isinstance(eos, list) and eos else eos
+        if not isinstance(eos, int) or not 0 <= eos < params["vocab_size"]:
+            eos = None  # transformers' default 50256 in a smaller vocabulary: no token ends a text
         read = {
             *("vocab_size", "max_position_embeddings", "hidden_size", "num_heads", "num_layers", "window_size"),
             *("attention_types", "attention_layers", "intermediate_size", "layer_norm_epsilon", "activation_function"),
@@ -339,7 +353,8 @@ class GPTNeoConfig:
             embed_dropout=params.get("embed_dropout", 0.0),
             attn_dropout=params.get("attention_dropout", 0.0),
             res_dropout=params.get("resid_dropout", 0.0),
-            eos_token_id=eos[0] if isinstance(eos, list) else eos,
+            eos_token_id=eos,
+            untied_lm_head=params.get("tie_word_embeddings") is False,
             pad_token_id=params.get("pad_token_id"),
             training=dict(params.get("neo_tf", {})) | others,
         )
@@ -391,7 +406,7 @@ class GPTNeoConfig:
             "eos_token_id": self.eos_token_id,
             "dtype": self.precision,
             "torch_dtype": self.precision,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": not self.untied_lm_head,
             "use_cache": True,
         }
         # transformers builds nn.Embedding(padding_idx) from it: an id outside the embedding would crash there.
@@ -413,16 +428,23 @@ class GPTNeoConfig:
         return cls.from_original(params)
 
     @classmethod
-    def from_file(cls, path):
+    def from_file(cls, path, moe_policy=None):
         """Reads a JSON file that holds either form of a config.
+
+        Args:
+            path: the file.
+            moe_policy: replaces moe_second_policy_eval where the model has a mixture of experts.
 
         Raises:
             ConfigError: the file is missing, is no JSON, or holds a config that cannot be used; names the file.
         """
+        params = read_json(path)
+        if moe_policy and isinstance(params, dict) and params.get("moe_layers"):
+            params["moe_params"] = (params.get("moe_params") or {}) | {"moe_second_policy_eval": moe_policy}
         try:
-            return cls.from_dict(read_json(path))
+            return cls.from_dict(params)
         except ConfigError as error:
-            raise error if str(path) in str(error) else ConfigError(f"{path}: {error}") from None
+            raise ConfigError(f"{path}: {error}") from None
 
 
 def read_json(path):

@@ -166,11 +166,12 @@ def embed(token_ids, scope, config):
 
 
 def unembed(h, scope, config):
-    """Logits: [batch, seq, embd] -> float32 [batch, seq, n_vocab], by the tied embedding after ln_f or by a layer."""
+    """Logits: [batch, seq, embd] -> float32 [batch, seq, n_vocab], by an embedding after ln_f or by a layer."""
     if config.no_weight_tie:
         logits = linear(h, scope["wte_final_linear"]["conv1d_main"]["linear_out"])
     else:
-        logits = ops.matmul(layer_norm(h, scope["ln_f"], config), ops.transpose(scope["wte"]))
+        head = scope["lm_head" if config.untied_lm_head else "wte"]
+        logits = ops.matmul(layer_norm(h, scope["ln_f"], config), ops.transpose(head))
     return ops.cast(logits, "float32")
 
 

@@ -99,6 +99,8 @@ def model_variables(config):
         variables |= {f"{head}/kernel": kernel(embd, config.n_vocab), f"{head}/bias": Variable((config.n_vocab,))}
     else:
         variables |= norm("ln_f")
+        if config.untied_lm_head:
+            variables["lm_head"] = Variable((config.n_vocab, embd), stddev=0.02)
     return {f"{ROOT}/{name}": variable for name, variable in variables.items()}
 
 

@@ -3,24 +3,21 @@
 import contextlib
 import hashlib
 import os
-import re
 from pathlib import Path
 
 import neo_tf
+from neo_tf.checkpoints.hub import download, is_hub_id
 from neo_tf.errors import CheckpointError
 from runtime.session import DECODER_FILE
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ("*.json", "*.safetensors", "merges.txt")
 
-
-def resolve_model(model, tokenizer=None, progress=None):
+def resolve_model(model, tokenizer=None, revision=None, progress=None):
     """The ONNX folder that a MODEL means.
 
     Args:
         model: an ONNX folder; a checkpoint folder or `model.ckpt-N` prefix, which is exported into the cache unless
             it is there already; or a hub id, which is downloaded first.
-        tokenizer: see neo_tf.open_checkpoint.
+        tokenizer, revision: see neo_tf.open_checkpoint.
         progress: a function from the bytes to be written to a context manager of a callback for export_onnx.
 
     Returns:
@@ -33,27 +30,12 @@ def resolve_model(model, tokenizer=None, progress=None):
     if (path / DECODER_FILE).is_file():
         return path
     if not path.exists() and not path.with_name(path.name + ".index").is_file():
-        if not _HUB_ID.fullmatch(str(model)):
+        if not is_hub_id(model):
             raise CheckpointError(f"{model}: no such folder, and no hub id such as EleutherAI/gpt-neo-125M")
-        path = download(str(model))
+        path = download(str(model), revision)
         if (path / DECODER_FILE).is_file():
             return path
     return _exported(path, tokenizer, progress)
-
-
-def download(hub_id):
-    """Downloads a model from the hub, or finds it in the hub's cache; returns its folder.
-
-    Raises:
-        CheckpointError: it is neither there nor reachable.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(_HUB_FILES)))
-    except Exception as error:  # the hub's, the network's, or a bad id's
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{hub_id}: no such folder, and not to be had from the hub: {reason}") from None
 
 
 def cache_folder():

@@ -91,10 +91,19 @@ class Checkpoint:
             used = Tokenizer.from_str(self.tokenizer).get_vocab_size()
             if used > n_vocab:
                 raise ConfigError(f"cannot trim the vocabulary to {n_vocab}: the tokenizer uses {used} ids")
-        name = f"{ROOT}/wte"
-        whole = self.tensors[name]
-        rows = LazyTensor((n_vocab, self.config.n_embd), whole.dtype, lambda: whole.read()[:n_vocab].copy())
-        return replace(self, config=self.config.replace(n_vocab=n_vocab), tensors=self.tensors | {name: rows})
+        config = self.config.replace(n_vocab=n_vocab)
+        trimmed = {
+            name: _trim(self.tensors[name], variable.shape)
+            for name, variable in model_variables(config).items()
+            if self.tensors[name].shape != variable.shape
+        }
+        return replace(self, config=config, tensors=self.tensors | trimmed)
+
+
+def _trim(tensor, shape):
+    """The leading part of a tensor, of that shape."""
+    corner = tuple(slice(size) for size in shape)
+    return LazyTensor(shape, tensor.dtype, lambda: tensor.read()[corner].copy())
 
 
 def check_tensors(path, config, tensors):

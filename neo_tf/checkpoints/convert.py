@@ -10,17 +10,17 @@ from neo_tf.output import new_folder
 WRITERS = {"keras": write_keras, "huggingface": write_huggingface, "mesh-tf": write_mesh_tf}
 
 
-def convert(src, dst, to="keras", *, tokenizer=None, config=None, n_vocab=None, force=False, progress=None):
+def convert(src, dst, to="keras", *, n_vocab=None, force=False, progress=None, **opening):
     """Converts a checkpoint, tensor by tensor; each is equal bit for bit where both formats have its precision.
 
     Args:
         src: see open_checkpoint.
         dst: the folder to write; appears whole or not at all.
         to: "keras", "huggingface" or "mesh-tf".
-        tokenizer, config: see open_checkpoint.
         n_vocab: trims a padded vocabulary to so many rows.
         force: replaces dst where it exists.
         progress: called as progress(name, bytes) after each tensor.
+        opening: tokenizer, config, revision, moe_policy: see open_checkpoint.
 
     Returns:
         The source as a Checkpoint.
@@ -31,7 +31,7 @@ def convert(src, dst, to="keras", *, tokenizer=None, config=None, n_vocab=None, 
         RequestError: an unknown format.
     """
     check_format(to)
-    checkpoint = open_checkpoint(src, tokenizer, config)
+    checkpoint = open_checkpoint(src, **opening)
     if n_vocab is not None:
         checkpoint = checkpoint.with_vocab(n_vocab)
     save_checkpoint(checkpoint, dst, to, force=force, progress=progress)

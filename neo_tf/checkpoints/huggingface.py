@@ -1,4 +1,4 @@
-"""Hugging Face's GPT-Neo folders: safetensors, single and sharded. The only file that knows their names."""
+"""Hugging Face's GPT-Neo folders: safetensors or pytorch_model.bin. The only file that knows their names."""
 
 import json
 import re
@@ -9,6 +9,7 @@ import numpy as np
 
 from neo_tf.checkpoints.checkpoint import DTYPES, Checkpoint, LazyTensor
 from neo_tf.checkpoints.tokenizer_files import find_tokenizer
+from neo_tf.checkpoints.torch_pickle import read_torch_file
 from neo_tf.config import GPTNeoConfig, read_json
 from neo_tf.errors import CheckpointError
 from neo_tf.variables import ROOT
@@ -16,6 +17,8 @@ from neo_tf.variables import ROOT
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+BIN_FILE = "pytorch_model.bin"
+BIN_INDEX_FILE = "pytorch_model.bin.index.json"
 _SHARD_BYTES = 5_000_000_000
 
 # Inside a layer: the original's name -> Hugging Face's, and whether torch keeps the matrix transposed.
@@ -39,10 +42,11 @@ _TOP_NAMES = {
     "wpe": ("transformer.wpe.weight", False),
     "ln_f/g": ("transformer.ln_f.weight", False),
     "ln_f/b": ("transformer.ln_f.bias", False),
+    "lm_head": ("lm_head.weight", False),
 }
 _FROM_LAYER_NAMES = {theirs: (ours, transposed) for ours, (theirs, transposed) in _LAYER_NAMES.items()}
 _FROM_TOP_NAMES = {theirs: (ours, transposed) for ours, (theirs, transposed) in _TOP_NAMES.items()}
-_LM_HEAD = "lm_head.weight"
+_LM_HEAD, _WTE = f"{ROOT}/lm_head", f"{ROOT}/wte"
 # Causal masks that older transformers versions saved with the weights.
 _BUFFER = re.compile(r"\.attn\.attention\.(bias|masked_bias)$")
 _SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -60,7 +64,7 @@ def to_huggingface_name(name):
 
 def from_huggingface_name(name):
     """The inverse of to_huggingface_name; a name that GPT-Neo does not have comes back as it is."""
-    full = name if name.startswith("transformer.") else f"transformer.{name}"
+    full = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
     if full in _FROM_TOP_NAMES:
         ours, transposed = _FROM_TOP_NAMES[full]
         return f"{ROOT}/{ours}", transposed
@@ -72,42 +76,36 @@ def from_huggingface_name(name):
 
 
 def is_huggingface(folder):
-    """Whether a folder holds safetensors weights."""
-    folder = Path(folder)
-    return (folder / WEIGHTS_FILE).is_file() or (folder / INDEX_FILE).is_file()
+    """Whether a folder holds weights as transformers saves them."""
+    return any((Path(folder) / name).is_file() for name in (WEIGHTS_FILE, INDEX_FILE, BIN_FILE, BIN_INDEX_FILE))
 
 
 def read_huggingface(path, tokenizer=None, config=None):
-    """Opens a folder that transformers saved.
+    """Opens a folder that transformers saved; safetensors are preferred to pytorch_model.bin.
+
+    An lm_head that equals the embedding is tied; one that differs is the model's own head, as in transformers.
 
     Raises:
-        CheckpointError: shards that are missing or cut short, tensors that do not fit.
+        CheckpointError: shards that are missing or cut short, tensors that do not fit, a pickle that wants more than
+            tensors.
         ConfigError: config.json is missing, or is not a GPT-Neo's.
     """
     folder = Path(path)
     config = GPTNeoConfig.from_file(config or folder / CONFIG_FILE)
-    tensors, head = {}, None
+    tensors = {}
     for file in _weight_files(folder):
-        for name, (dtype, shape) in _read_header(file).items():
-            if _BUFFER.search(name):
-                continue
-            if name == _LM_HEAD:
-                head = LazyTensor(shape, dtype, lambda file=file: _read(file, _LM_HEAD))
-                continue
-            ours, transposed = from_huggingface_name(name)
-            if transposed:
-                shape = shape[::-1]
-            tensors[ours] = LazyTensor(
-                shape, dtype, lambda file=file, name=name, transposed=transposed: _read(file, name, transposed)
-            )
-    config = config.replace(precision=_common_precision(tensors, config.precision))
-    text = find_tokenizer(folder, config.n_vocab, tokenizer)
-    checkpoint = Checkpoint(folder, "huggingface", config, tensors, text)
-    if head is not None and not np.array_equal(head.read(), checkpoint.read(f"{ROOT}/wte")):
-        raise CheckpointError(
-            f"{folder}: {_LM_HEAD} differs from the token embedding: untied heads are not supported yet"
-        )
-    return checkpoint
+        found = read_torch_file(file) if file.suffix == ".bin" else _read_safetensors(file)
+        for name, tensor in found.items():
+            if not _BUFFER.search(name):
+                ours, transposed = from_huggingface_name(name)
+                tensors[ours] = _transpose(tensor) if transposed else tensor
+    tied = not config.untied_lm_head
+    if _LM_HEAD in tensors and _WTE in tensors:
+        tied = np.array_equal(tensors[_LM_HEAD].read(), tensors[_WTE].read())
+    if tied:
+        tensors.pop(_LM_HEAD, None)
+    config = config.replace(precision=_common_precision(tensors, config.precision), untied_lm_head=not tied)
+    return Checkpoint(folder, "huggingface", config, tensors, find_tokenizer(folder, config.n_vocab, tokenizer))
 
 
 def write_huggingface(checkpoint, folder, progress):
@@ -165,38 +163,48 @@ def write_tokenizer(checkpoint, folder):
 
 
 def _weight_files(folder):
-    if not (folder / INDEX_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
-    index = read_json(folder / INDEX_FILE)
+    for single, index_name in ((WEIGHTS_FILE, INDEX_FILE), (BIN_FILE, BIN_INDEX_FILE)):
+        if (folder / index_name).is_file():
+            break
+        if (folder / single).is_file():
+            return [folder / single]
+    index = read_json(folder / index_name)
     try:
         names = sorted(set(index["weight_map"].values()))
     except (TypeError, KeyError, AttributeError):
-        raise CheckpointError(f"{folder / INDEX_FILE}: has no weight_map") from None
+        raise CheckpointError(f"{folder / index_name}: has no weight_map") from None
     for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: shard {name} is missing")
     return [folder / name for name in names]
 
 
-def _read_header(file):
-    """{name: (dtype, shape)} of a safetensors file; the library checks that the file is whole."""
+def _transpose(tensor):
+    return LazyTensor(tensor.shape[::-1], tensor.dtype, lambda: np.ascontiguousarray(tensor.read().T))
+
+
+def _read_safetensors(file):
+    """The tensors of a safetensors file; the library checks that the file is whole."""
     with _open(file) as handle:
-        header = {}
+        tensors = {}
         for name in handle.keys():  # noqa: SIM118  (not a dict)
             view = handle.get_slice(name)
             dtype = _SAFETENSORS_DTYPES.get(view.get_dtype())
-            header[name] = (DTYPES[dtype] if dtype else np.dtype(np.void), tuple(view.get_shape()))
-        return header
+            tensors[name] = LazyTensor(
+                tuple(view.get_shape()),
+                DTYPES[dtype] if dtype else np.dtype(np.void),
+                lambda name=name: _read(file, name),
+            )
+        return tensors
 
 
-def _read(file, name, transposed=False):
+def _read(file, name):
     # Opened anew for each tensor: an open file stays mapped, and would count as resident memory to its last byte.
     with _open(file) as handle:
         try:
-            tensor = handle.get_tensor(name)
+            return handle.get_tensor(name)
         except Exception as error:
             raise CheckpointError(f"{file}: {name} cannot be read: {error}") from None
-    return np.ascontiguousarray(tensor.T) if transposed else tensor
 
 
 def _open(file):
@@ -237,7 +245,6 @@ def _write_safetensors(checkpoint, names, file, progress):
 
 
 def _common_precision(tensors, stated):
-    name = f"{ROOT}/wte"
-    if name not in tensors:
+    if _WTE not in tensors:
         return stated
-    return next((key for key, known in DTYPES.items() if known == tensors[name].dtype), stated)
+    return next((key for key, known in DTYPES.items() if known == tensors[_WTE].dtype), stated)

@@ -68,13 +68,14 @@ def find_prefix(path):
     return max(indices)[1].with_suffix("") if indices else None
 
 
-def read_mesh_tf(path, tokenizer=None, config=None):
+def read_mesh_tf(path, tokenizer=None, config=None, moe_policy=None):
     """Opens an original checkpoint: its folder, or its prefix. Optimizer slots and global_step are left out.
 
     Args:
         path: a folder or a `model.ckpt-N` prefix.
         tokenizer: see find_tokenizer.
         config: path of the original's JSON config, where it is not beside the weights.
+        moe_policy: see open_checkpoint.
 
     Raises:
         CheckpointError: shards that are missing or damaged, variables that do not fit.
@@ -85,7 +86,7 @@ def read_mesh_tf(path, tokenizer=None, config=None):
         raise CheckpointError(f"{path}: no model.ckpt-N.index here")
     _check_shards(prefix)
     folder = prefix.parent
-    config = with_token_ids(GPTNeoConfig.from_file(config or _find_config(folder)), folder)
+    config = with_token_ids(GPTNeoConfig.from_file(config or _find_config(folder), moe_policy), folder)
 
     reader = _open(prefix)
     shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
@@ -161,7 +162,7 @@ def _write_configs(checkpoint, folder):
     # The original has no names for these: eos and padding belong to its dataset config.
     eos, padding = params.pop("eos_token_id", None), params.pop("pad_token_id", None)
     params.pop(GLOBAL_STEP, None)
-    for key in ("n_inner", "layer_norm_epsilon"):
+    for key in ("n_inner", "layer_norm_epsilon", "untied_lm_head"):
         if key in params:
             raise ConfigError(f"the original has no key for {key} = {params[key]}: it cannot hold this model")
     (folder / CONFIG_FILE).write_text(json.dumps(_TRAINING_DEFAULTS | params, indent=2) + "\n")

@@ -1,0 +1,70 @@
+"""Models of the Hugging Face hub: only the files that are needed, into the hub's own cache."""
+
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
+from neo_tf.errors import CheckpointError
+
+_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_ALWAYS = ("*.json", "merges.txt")
+# Weights in the order of preference: the first kind that a model has is the one that is downloaded.
+_WEIGHTS = (
+    ("decoder.onnx", "model.onnx", "model.onnx_data"),
+    ("model.safetensors", "model-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model-*.bin"),
+    ("model.ckpt-*", "checkpoint"),
+)
+
+
+def is_hub_id(name):
+    """Whether a name is an owner and a model, and no folder of that name exists."""
+    return _ID.fullmatch(str(name)) is not None and not Path(name).exists()
+
+
+def download(hub_id, revision=None):
+    """Downloads a model, or finds it in the hub's cache; returns its folder.
+
+    Args:
+        hub_id: owner/name.
+        revision: a branch, tag or commit; the main branch where it is None.
+
+    Raises:
+        CheckpointError: it is neither reachable nor in the cache. HF_HUB_OFFLINE is honoured.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    where = f"{hub_id} at {revision}" if revision else str(hub_id)
+    try:
+        patterns = needed_files(HfApi().list_repo_files(hub_id, revision=revision))
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+    except Exception as error:  # offline, unreachable, unknown, or no right to read it
+        try:
+            return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+        except Exception:
+            raise CheckpointError(
+                f"{where}: no such folder, and not to be had from the hub: {_first_line(error)}"
+            ) from None
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the network broke off, or the disk is full
+        raise CheckpointError(f"{where}: the download failed: {_first_line(error)}") from None
+
+
+def needed_files(names):
+    """The files among `names` that neo-tf reads: configs, the tokenizer, and one kind of weights.
+
+    Raises:
+        CheckpointError: there are no weights among them.
+    """
+    top = [name for name in names if "/" not in name]
+    for patterns in _WEIGHTS:
+        if any(fnmatch(name, patterns[0]) or fnmatch(name, patterns[1]) for name in top):
+            return [name for name in top if any(fnmatch(name, pattern) for pattern in (*_ALWAYS, *patterns))]
+    raise CheckpointError(f"no weights that neo-tf reads among its files ({', '.join(sorted(top)[:8])})")
+
+
+def _first_line(error):
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,146 @@
+"""Reading pytorch_model.bin without PyTorch: a restricted unpickler that can build nothing but tensors.
+
+The format is torch.save's: a zip file of one pickle, whose tensors refer to storages, and a file for each storage.
+"""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from neo_tf.checkpoints.checkpoint import DTYPES, LazyTensor
+from neo_tf.errors import CheckpointError
+
+_STORAGES = {
+    "FloatStorage": DTYPES["float32"],
+    "HalfStorage": DTYPES["float16"],
+    "BFloat16Storage": DTYPES["bfloat16"],
+    "DoubleStorage": np.dtype(np.float64),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+
+
+@dataclass(frozen=True)
+class _StorageType:
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class _Storage:
+    dtype: np.dtype
+    key: str
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    storage: _Storage
+    offset: int
+    shape: tuple
+    strides: tuple
+
+
+def read_torch_file(path):
+    """The tensors of a torch.save file, {name: LazyTensor}; each is read, and its checksum compared, when asked for.
+
+    Raises:
+        CheckpointError: the file is damaged, is in torch's format from before 2020, holds anything but tensors under
+            names, or its pickle asks for a global that is no part of a tensor; the global is named and not called.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickled = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            if len(pickled) != 1:
+                raise CheckpointError(f"{path}: not a file that torch.save wrote")
+            root = pickled[0].removesuffix("data.pkl")
+            with archive.open(pickled[0]) as file:
+                values = _Unpickler(file, path).load()
+            if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+                raise CheckpointError(f"{path}: big-endian files are not supported")
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise CheckpointError(f"{path}: {_what_is_wrong(path, error)}") from None
+    except (pickle.UnpicklingError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: its pickle is damaged: {error}") from None
+    if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
+        values = values["state_dict"]
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: holds a {type(values).__name__}, not tensors under names")
+    tensors = {}
+    for name, tensor in values.items():
+        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
+            raise CheckpointError(f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor")
+        read = lambda tensor=tensor, name=name: _read(path, root, tensor, name)  # noqa: E731
+        tensors[name] = LazyTensor(tensor.shape, tensor.storage.dtype, read)
+    return tensors
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file, path):
+        super().__init__(file)
+        self._path = path
+
+    def find_class(self, module, name):
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch._utils" and name in _BUILDERS:
+            return _BUILDERS[name]
+        if module == "torch" and name in _STORAGES:
+            return _StorageType(_STORAGES[name])
+        raise CheckpointError(
+            f"{self._path}: its pickle asks for {module}.{name}, which is no part of a tensor: refused"
+        )
+
+    def persistent_load(self, identifier):
+        kind, storage_type, key, *_ = identifier
+        if kind != "storage" or not isinstance(storage_type, _StorageType):
+            raise CheckpointError(f"{self._path}: its pickle refers to {kind!r}, not to a storage")
+        return _Storage(storage_type.dtype, str(key))
+
+
+def _rebuild_tensor(storage, offset, shape, strides, *_):
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _rebuild_parameter(tensor, *_):
+    return tensor
+
+
+_BUILDERS = {"_rebuild_tensor_v2": _rebuild_tensor, "_rebuild_tensor": _rebuild_tensor}
+_BUILDERS["_rebuild_parameter"] = _rebuild_parameter
+
+
+def _read(path, root, tensor, name):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            stored = archive.read(f"{root}data/{tensor.storage.key}")  # compares the checksum
+    except (zipfile.BadZipFile, OSError, EOFError, KeyError) as error:
+        raise CheckpointError(f"{path}: {name} cannot be read: {error}") from None
+    values = np.frombuffer(stored, tensor.storage.dtype)
+    last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
+    if tensor.offset < 0 or min((*tensor.strides, 0)) < 0 or (0 not in tensor.shape and last >= values.size):
+        raise CheckpointError(f"{path}: {name} reaches beyond its storage")
+    strides = [stride * values.itemsize for stride in tensor.strides]
+    view = np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.shape, strides, writeable=False)
+    return np.ascontiguousarray(view)
+
+
+def _what_is_wrong(path, error):
+    if not path.is_file():
+        return "no such file"
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if start == b"PK":
+        return f"the file is cut short or damaged: {error}"
+    if start[:1] == b"\x80":
+        return "torch's format from before 2020: load it with PyTorch and save it again"
+    return "not a file that torch.save wrote"
