@@ -124,7 +124,7 @@ def verify(
     tokens = tokens or default_tokens(checkpoint.config)
     with count_progress("verifying", verify_work(tokens)) as progress:
         deviations = neo_tf.verify(checkpoint, onnx_dir, tokens=tokens, seed=seed, progress=progress)
-    table = summary_table("graph", "run", "logits compared", "largest error", "at position", "of token id")
+    table = summary_table("graph", "run", "logits", "largest error", "position", "token id")
     for found in deviations:
         row = (f"{found.logits:,}", f"{found.error:.2e}", str(found.position), str(found.token_id))
         table.add_row(found.graph, found.mode, *row)

@@ -31,7 +31,7 @@ def summary_table(*columns, header=True):
     """A plain table."""
     table = Table(box=box.SIMPLE, show_header=header)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=bool(header))
     return table
 
 

@@ -40,16 +40,31 @@ def download(hub_id, revision=None):
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from None
     except Exception as error:  # offline, unreachable, unknown, or no right to read it
-        try:
-            return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
-        except Exception:
-            raise CheckpointError(
-                f"{where}: no such folder, and not to be had from the hub: {_first_line(error)}"
-            ) from None
+        folder = _cached(hub_id, revision)
+        if folder is None:
+            reason = _first_line(error)
+            raise CheckpointError(f"{where}: no such folder, and not to be had from the hub: {reason}") from None
+        return folder
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the network broke off, or the disk is full
         raise CheckpointError(f"{where}: the download failed: {_first_line(error)}") from None
+
+
+def _cached(hub_id, revision):
+    """The folder of an earlier download, or None."""
+    from huggingface_hub import snapshot_download
+
+    for patterns in _WEIGHTS:
+        # The hub's client takes a cached folder only with patterns that it was downloaded with.
+        wanted = {"allow_patterns": [*_ALWAYS, *patterns], "local_files_only": True}
+        try:
+            folder = Path(snapshot_download(hub_id, revision=revision, **wanted))
+        except Exception:  # not there, or not whole
+            continue
+        if any(path for pattern in patterns[:2] for path in folder.glob(pattern)):
+            return folder
+    return None
 
 
 def needed_files(names):

@@ -131,7 +131,7 @@ def _read(path, root, tensor, name):
         raise CheckpointError(f"{path}: {name} reaches beyond its storage")
     strides = [stride * values.itemsize for stride in tensor.strides]
     view = np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.shape, strides, writeable=False)
-    return np.ascontiguousarray(view)
+    return np.array(view)
 
 
 def _what_is_wrong(path, error):

@@ -1,0 +1,136 @@
+"""Downloads from a small hub, served on the loopback address by a process of its own."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from conftest import TINY_PYTHON
+from neo_tf.checkpoints import convert
+from neo_tf.checkpoints.hub import needed_files
+from neo_tf.errors import CheckpointError
+
+COMMIT = {"main": "a" * 40, "older": "b" * 40}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as a download takes."""
+
+    files, asked = {}, []  # noqa: RUF012  (set by the fixture)
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = self.path.partition("?")[0].strip("/")
+        parts = path.split("/")
+        if parts[:4] == ["api", "models", "someone", "tiny"]:
+            revision = parts[5] if len(parts) > 5 else "main"
+            commit = COMMIT.get(revision, revision)
+            if commit not in self.files:
+                return self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            names = sorted(self.files[commit])
+            if len(parts) > 4 and parts[4] == "tree":
+                sizes = {name: len(self.files[commit][name]) for name in names}
+                body = [{"type": "file", "path": name, "size": sizes[name], "oid": "0" * 40} for name in names]
+            else:
+                body = {"id": "someone/tiny", "sha": commit, "siblings": [{"rfilename": name} for name in names]}
+            return self._answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        if parts[:3] == ["someone", "tiny", "resolve"]:
+            commit, name = COMMIT.get(parts[3], parts[3]), "/".join(parts[4:])
+            content = self.files.get(commit, {}).get(name)
+            if content is None:
+                return self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+            if self.command == "GET":
+                self.asked.append(name)
+            etag = hashlib.sha256(content).hexdigest()
+            return self._answer(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": commit})
+        return self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    def _answer(self, status, body, headers):
+        self.send_response(status)
+        for key, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """The address of a hub with someone/tiny: safetensors and a .bin on main, safetensors alone on `older`."""
+    folder = tmp_path_factory.mktemp("hub") / "tiny"
+    convert(TINY_PYTHON, folder, "huggingface")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    Hub.files = {
+        COMMIT["main"]: files | {"pytorch_model.bin": b"never asked for", "logo.png": b"nor this", "README.md": b"#"},
+        COMMIT["older"]: files,
+    }
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def run(hub, cache, *arguments, offline=False):
+    env = os.environ | {"HF_ENDPOINT": hub, "HF_HOME": str(cache / "hf"), "NEO_TF_CACHE": str(cache / "neo-tf")}
+    env |= {"HF_HUB_OFFLINE": "1" if offline else "0", "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-m", "neo_tf.cli", *arguments]
+    return subprocess.run(command, env=env, cwd=cache, capture_output=True, text=True, timeout=120)
+
+
+def test_generate_downloads_what_it_needs_and_then_works_offline(hub, tmp_path):
+    Hub.asked.clear()
+    arguments = ("generate", "someone/tiny", "def main(", "--max-new-tokens", "8")
+    first = run(hub, tmp_path, *arguments)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("def main(")
+    assert "model.safetensors" in Hub.asked
+    assert not {"pytorch_model.bin", "logo.png", "README.md"} & set(Hub.asked)
+
+    again = run("http://127.0.0.1:9", tmp_path, *arguments, offline=True)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == first.stdout
+
+
+def test_a_revision_is_downloaded_by_name(hub, tmp_path):
+    result = run(hub, tmp_path, "convert", "someone/tiny", str(tmp_path / "out"), "--revision", "older")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out" / "model.weights.h5").is_file()
+    snapshots = tmp_path / "hf" / "hub" / "models--someone--tiny" / "snapshots"
+    assert [path.name for path in snapshots.iterdir()] == [COMMIT["older"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "offline"),
+    [
+        (("someone/tiny", "x", "--revision", "nowhere"), False),
+        (("someone/else", "x"), False),
+        (("someone/tiny", "x"), True),
+    ],
+)
+def test_what_is_not_to_be_had_is_one_line(hub, tmp_path, arguments, offline):
+    result = run(hub, tmp_path, "generate", *arguments, offline=offline)
+    assert result.returncode == 1
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: {arguments[0]}")
+
+
+def test_one_kind_of_weights_is_needed():
+    files = ["config.json", "model.safetensors", "pytorch_model.bin", "flax_model.msgpack", "merges.txt", "a/b.json"]
+    assert needed_files(files) == ["config.json", "model.safetensors", "merges.txt"]
+    sharded = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    assert needed_files([*sharded, "pytorch_model.bin"]) == sharded
+    assert needed_files(["config.json", "pytorch_model.bin"]) == ["config.json", "pytorch_model.bin"]
+    with pytest.raises(CheckpointError, match="no weights"):
+        needed_files(["config.json", "tf_model.h5"])
