@@ -9,8 +9,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-
 from conftest import TINY_PYTHON
+
 from neo_tf.checkpoints import convert
 from neo_tf.checkpoints.hub import needed_files
 from neo_tf.errors import CheckpointError
@@ -21,7 +21,7 @@ COMMIT = {"main": "a" * 40, "older": "b" * 40}
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub's interface as a download takes."""
 
-    files, asked = {}, []  # noqa: RUF012  (set by the fixture)
+    files, asked = {}, []
 
     def do_HEAD(self):
         self.do_GET()

@@ -118,7 +118,7 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
 
 def test_other_formats_are_told_apart(tmp_path):
     (tmp_path / "x.bin").write_bytes(b"nothing of the kind")
-    with pytest.raises(CheckpointError, match="not a file that torch.save wrote"):
+    with pytest.raises(CheckpointError, match=r"not a file that torch\.save wrote"):
         read_torch_file(tmp_path / "x.bin")
     torch.save({"a": torch.ones(2)}, tmp_path / "x.bin", _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match="from before 2020"):
