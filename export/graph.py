@@ -4,6 +4,7 @@ import numpy as np
 
 from export.builder import Graph, Scope
 from export.cache import INT32, Cache
+from export.fuse import fuse_skip_norms
 from export.layers import attn, embed, layer_norm, mlp, rezero, scale_norm, unembed
 from export.moe import moe
 from neo_tf.variables import layer_scope
@@ -102,4 +103,6 @@ def _body(graph, config, cache):
     keep, constant = root["num_logits_to_keep"], graph.constant
     start = keep.op("Neg", "num_logits_to_keep")
     h = keep.op("Slice", h, start, constant([2**62]), constant([1]))
-    return unembed(h, root, config)
+    logits = unembed(h, root, config)
+    graph.nodes = fuse_skip_norms(graph.nodes, graph.initializers)
+    return logits
