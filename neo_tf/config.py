@@ -138,9 +138,11 @@ class GPTNeoConfig:
                 f"attention_types describes {len(self.attention_types)} layers, but n_layer is {self.n_layer}"
             )
         for layer, kind in enumerate(self.attention_types):
-            if kind not in ATTENTION_TYPES:
+            if not isinstance(kind, str) or kind not in ATTENTION_TYPES:
                 known = ", ".join(ATTENTION_TYPES)
                 raise ConfigError(f"attention type {kind!r} of layer {layer} is not supported (known: {known})")
+        if not isinstance(self.activation_fn, str):
+            raise ConfigError(f"activation_fn must be a name, not {self.activation_fn!r}")
         if self.activation_fn in UNUSABLE_ACTIVATIONS:
             raise ConfigError(f"activation_fn {self.activation_fn!r}: {UNUSABLE_ACTIVATIONS[self.activation_fn]}")
         if self.activation_fn not in ACTIVATIONS:
@@ -149,12 +151,16 @@ class GPTNeoConfig:
         self._check_options()
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
-        if not _is_number(self.layer_norm_epsilon) or self.layer_norm_epsilon <= 0:
-            raise ConfigError(f"layer_norm_epsilon must be a positive number, not {self.layer_norm_epsilon!r}")
+        if not _is_number(self.layer_norm_epsilon) or not 0 < self.layer_norm_epsilon < 1:
+            raise ConfigError(f"layer_norm_epsilon must be a small positive number, not {self.layer_norm_epsilon!r}")
         for name in ("embed_dropout", "attn_dropout", "res_dropout"):
             rate = getattr(self, name)
             if not _is_number(rate) or not 0 <= rate < 1:
                 raise ConfigError(f"{name} must be a rate in [0, 1), not {rate!r}")
+        for name in ("eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ConfigError(f"{name} must be a token id, not {value!r}")
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.n_vocab:
             raise ConfigError(f"eos_token_id {self.eos_token_id} is outside the vocabulary of {self.n_vocab}")
 
@@ -260,6 +266,8 @@ class GPTNeoConfig:
             "moe_params": {},
         }
         values = {key: params[key] if params.get(key) is not None else default for key, default in optional.items()}
+        for key in ("num_mem_kv", "axial_pos_emb", "moe_layers", "moe_params"):
+            values[key] = values[key] or optional[key]  # false, 0 and [] mean the same as absent
         values |= {flag: params.get(flag) == True for flag in _FLAGS}  # noqa: E712  (1 is on, "yes" is off)
         values["rotary_emb"] = params.get("rotary_emb") is not None  # even false switches it on there
         sizes = {key: params[key] for key in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")}
@@ -314,20 +322,23 @@ class GPTNeoConfig:
         if params.get("attention_types") is not None:
             attention_types = expand_attention_types(params["attention_types"])
         elif params.get("attention_layers") is not None:
-            attention_types = params["attention_layers"]
+            attention_types = _require_list(params, "attention_layers")
         else:
             raise ConfigError("neither attention_types nor attention_layers is given")
-        if params.get("attention_layers") is not None and list(params["attention_layers"]) != list(attention_types):
+        if params.get("attention_layers") is not None and _require_list(params, "attention_layers") != list(
+            attention_types
+        ):
             raise ConfigError(
                 f"attention_layers {params['attention_layers']} contradicts attention_types {params['attention_types']}"
             )
         activation = params.get("activation_function", "gelu_new")
-        if "activation_fn" not in params and activation not in _ACTIVATION_FROM_HF:
+        if "activation_fn" not in params and str(activation) not in _ACTIVATION_FROM_HF:
             known = ", ".join(_ACTIVATION_FROM_HF)
             raise ConfigError(f"activation_function {activation!r} is not supported (known: {known})")
         eos = params.get("eos_token_id")
         eos = eos[0] if isinstance(eos, list) and eos else eos
-        if not isinstance(eos, int) or not 0 <= eos < params["vocab_size"]:
+        vocab = params["vocab_size"]
+        if isinstance(eos, int) and isinstance(vocab, int) and not 0 <= eos < vocab:
             eos = None  # transformers' default 50256 in a smaller vocabulary: no token ends a text
         read = {
             *("vocab_size", "max_position_embeddings", "hidden_size", "num_heads", "num_layers", "window_size"),
@@ -337,6 +348,9 @@ class GPTNeoConfig:
             *("tie_word_embeddings", "activation_fn", "attention_kinds", *_OPTIONS),
         }
         others = {key: value for key, value in params.items() if key not in read}
+        carried = params.get("neo_tf") or {}
+        if not isinstance(carried, dict):
+            raise ConfigError(f"neo_tf must hold the original's other keys, not {carried!r}")
         return cls(
             n_vocab=params["vocab_size"],
             n_ctx=params["max_position_embeddings"],
@@ -356,7 +370,7 @@ class GPTNeoConfig:
             eos_token_id=eos,
             untied_lm_head=params.get("tie_word_embeddings") is False,
             pad_token_id=params.get("pad_token_id"),
-            training=dict(params.get("neo_tf", {})) | others,
+            training=carried | others,
         )
 
     def to_huggingface(self):
@@ -485,6 +499,12 @@ def _require_keys(params, keys):
     missing = [key for key in keys if params.get(key) is None]
     if missing:
         raise ConfigError(f"missing {', '.join(missing)}")
+
+
+def _require_list(params, key):
+    if not isinstance(params[key], list | tuple):
+        raise ConfigError(f"{key} must be a list, not {params[key]!r}")
+    return list(params[key])
 
 
 def _is_positive_int(value):

@@ -3,7 +3,7 @@
 export/layers.py is the ONNX twin: the same functions, names and order.
 """
 
-from keras import ops, random
+from keras import ops, random, saving
 
 from neo_tf.activations import activation
 from neo_tf.rotary import rotary_tables
@@ -175,6 +175,7 @@ def unembed(h, scope, config):
     return ops.cast(logits, "float32")
 
 
+@saving.register_keras_serializable("neo_tf")
 def cross_entropy_with_z_loss(labels, logits, z_loss=1e-4):
     """The original's loss of every token: int [batch, seq], float32 [batch, seq, n_vocab] -> [batch, seq].
 

@@ -186,8 +186,12 @@ class GPTNeo(_Scoped, keras.Model):
 
     @property
     def canonical_weights(self):
-        """{canonical name: keras variable}: the paths, which are the original's names."""
-        return {weight.path: weight for weight in self.weights if weight.path.startswith(f"{ROOT}/")}
+        """{canonical name: keras variable}; the names are the variables' paths, unless the model got another name."""
+        weights = {f"{ROOT}/{name}": weight for name, weight in self.variables_by_name.items()}
+        for layer in self.blocks:
+            scope = layer_scope(self.config, layer.layer)
+            weights |= {f"{ROOT}/{scope}/{name}": weight for name, weight in layer.variables_by_name.items()}
+        return weights
 
     def save_own_variables(self, store):
         """Stores every variable under its canonical name."""

@@ -1,6 +1,7 @@
 """Writing a folder so that it appears whole under its name, or not at all."""
 
 import contextlib
+import glob
 import os
 import re
 import shutil
@@ -35,20 +36,21 @@ def new_folder(dst, *, force=False, needs=0, source=None):
     dst = Path(dst)
     _check_target(dst, force, source)
     try:
-        dst.absolute().parent.mkdir(parents=True, exist_ok=True)
-        parent = dst.resolve().parent
-        _remove_leftovers(parent, dst.name)
-        free = shutil.disk_usage(parent).free
-        if needs > free:
-            raise OutputError(f"{dst}: needs {readable_bytes(needs)}, but only {readable_bytes(free)} are free")
-        partial = Path(tempfile.mkdtemp(prefix=f".{dst.name}{_PARTIAL}{os.getpid()}-", dir=parent))
+        final = dst.resolve()
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(final.parent, final.name)
+        free = shutil.disk_usage(final.parent).free
+        if needs <= free:
+            partial = Path(tempfile.mkdtemp(prefix=f".{final.name}{_PARTIAL}{os.getpid()}-", dir=final.parent))
     except OSError as error:
         raise _output_error(dst, error) from None
+    if needs > free:
+        raise OutputError(f"{dst}: needs {readable_bytes(needs)}, but only {readable_bytes(free)} are free")
     try:
         yield partial
         partial.chmod(0o777 & ~_umask())
         _sync(partial)
-        _replace(partial, dst.resolve())
+        _replace(partial, final)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, NeoTFError):
@@ -69,8 +71,12 @@ def readable_bytes(size):
 
 
 def _check_target(dst, force, source):
+    if source is not None and Path(f"{source}.index").is_file():
+        source = Path(source).absolute().parent  # the original's prefix: its folder is what must stay
     if source is not None and Path(source).exists() and dst.exists() and dst.samefile(source):
         raise OutputError(f"{dst}: is the source itself")
+    if dst.exists() and dst.samefile(Path.cwd()):
+        raise OutputError(f"{dst}: is the current folder, which cannot be replaced as a whole: name one inside it")
     if dst.exists() and not dst.is_dir():
         raise OutputError(f"{dst}: exists and is a file")
     if not dst.is_dir():
@@ -85,7 +91,7 @@ def _check_target(dst, force, source):
 
 def _remove_leftovers(parent, name):
     """Removes what killed writers of the same folder left, unless their process still runs."""
-    for leftover in parent.glob(f".{name}{_PARTIAL}*"):
+    for leftover in parent.glob(f".{glob.escape(name)}{_PARTIAL}*"):
         process = leftover.name.split(_PARTIAL)[1].split("-")[0]
         if not process.isdigit() or _runs(int(process)):
             continue

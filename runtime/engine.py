@@ -78,8 +78,12 @@ class Engine:
         for request in requests:
             self.check(request)
         self._waiting.extend(requests)
-        while self.step():
-            pass
+        try:
+            while self.step():
+                pass
+        except BaseException:  # Ctrl-C, an error of on_token or of the session: leave nothing of these behind
+            self._abandon(requests)
+            raise
         return requests
 
     def submit(self, request):
@@ -92,7 +96,10 @@ class Engine:
         prompt, n_ctx, n_vocab = request.prompt, self.config.n_ctx, self.config.n_vocab
         if len(prompt) == 0:
             raise RequestError("the prompt is empty: it needs at least one token")
-        ids = np.asarray(prompt)
+        try:
+            ids = np.asarray(prompt)
+        except ValueError:  # rows of unequal lengths
+            ids = np.asarray(None)
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise RequestError("a prompt's token ids must be a flat sequence of integers")
         outside = np.flatnonzero((ids < 0) | (ids >= n_vocab))
@@ -127,6 +134,20 @@ class Engine:
         if self._running:
             self._decode()
         return bool(self._waiting or self._prefilling or self._running)
+
+    def _abandon(self, requests):
+        ours = {id(request) for request in requests}
+        self._waiting = deque(request for request in self._waiting if id(request) not in ours)
+        held = [*self._prefilling, *self._running.values()]
+        for running in held:
+            if id(running.request) in ours:
+                self._running.pop(running.slot, None)
+                self._release(running.slot)
+        self._prefilling = deque(running for running in self._prefilling if id(running.request) not in ours)
+
+    def _release(self, slot):
+        self._free.append(slot)
+        self._free.sort(reverse=True)
 
     def _prefill_chunk(self, running):
         prompt = running.request.prompt
@@ -176,9 +197,8 @@ class Engine:
             request.finish_reason = "stop"
         elif len(request.tokens) == request.max_new_tokens or running.length == self.config.n_ctx:
             request.finish_reason = "length"
-        if request.on_token:
-            request.on_token(token)
         if request.finish_reason:
             del self._running[running.slot]
-            self._free.append(running.slot)
-            self._free.sort(reverse=True)
+            self._release(running.slot)
+        if request.on_token:
+            request.on_token(token)

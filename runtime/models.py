@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import neo_tf
-from neo_tf.checkpoints.hub import download, is_hub_id
 from neo_tf.errors import CheckpointError
+from neo_tf.hub import download, is_hub_id
 from runtime.session import DECODER_FILE
 
 
@@ -29,7 +29,7 @@ def resolve_model(model, tokenizer=None, revision=None, progress=None):
     path = Path(model)
     if (path / DECODER_FILE).is_file():
         return path
-    if not path.exists() and not path.with_name(path.name + ".index").is_file():
+    if not path.exists() and not Path(f"{path}.index").is_file():
         if not is_hub_id(model):
             raise CheckpointError(f"{model}: no such folder, and no hub id such as EleutherAI/gpt-neo-125M")
         path = download(str(model), revision)

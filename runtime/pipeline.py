@@ -1,6 +1,7 @@
 """The Hugging Face-shaped front: pipeline("text-generation", model=…), as the model cards call it."""
 
 import difflib
+import operator
 
 from neo_tf.errors import RequestError
 from runtime.engine import Engine, Request
@@ -84,6 +85,8 @@ class TextGenerationPipeline:
         many = _is_many(text_inputs)
         prompts = [self._encode(prompt) for prompt in (text_inputs if many else [text_inputs])]
         options = GenerateArguments.parse(arguments)
+        if self.tokenizer is None and (options.streamer or not options.return_tensors):
+            raise RequestError("the model has no tokenizer to write text with: ask for return_tensors=True alone")
         if options.streamer and (len(prompts) > 1 or options.num_return_sequences > 1):
             raise RequestError("streamer takes one prompt and one sequence")
         requests = [
@@ -91,15 +94,24 @@ class TextGenerationPipeline:
             for prompt in prompts
             for number in range(options.num_return_sequences)
         ]
+        if options.streamer:
+            stream = self.tokenizer.stream(prompts[0])
+            requests[0].on_token = lambda token: options.streamer(stream(token))
         self.engine.generate(requests)
-        results = [self._result(request, options) for request in requests]
+        if options.streamer:
+            options.streamer(stream.finish())
         count = options.num_return_sequences
+        texts = [text for text in (text_inputs if many else [text_inputs]) for _ in range(count)]
+        results = [self._result(text, request, options) for text, request in zip(texts, requests, strict=True)]
         groups = [results[start : start + count] for start in range(0, len(results), count)]
         return groups if many else groups[0]
 
     def _encode(self, prompt):
         if not isinstance(prompt, str):
-            return [int(token) for token in prompt]
+            try:
+                return [operator.index(token) for token in prompt]
+            except TypeError:
+                raise RequestError("a prompt must be a text or a flat list of token ids") from None
         if self.tokenizer is None:
             raise RequestError("the model has no tokenizer: name one with tokenizer=, or prompt with token ids")
         return self.tokenizer.encode(prompt)
@@ -126,19 +138,18 @@ class TextGenerationPipeline:
             stop_token_ids=tuple(stop) if isinstance(stop, list | tuple) else (stop,),
             sampling=options.sampling(number),
         )
-        if options.streamer:
-            piece = self.tokenizer.stream(prompt)
-            request.on_token = lambda token: options.streamer(piece(token))
         return request
 
-    def _result(self, request, options):
+    def _result(self, text, request, options):
         tokens = request.tokens
         if options.return_tensors:
             return {"generated_token_ids": [*request.prompt, *tokens] if options.return_full_text else list(tokens)}
-        if self.tokenizer is None:
-            raise RequestError("the model has no tokenizer to write text with: ask for return_tensors=True")
         whole, prompt = self.tokenizer.decode([*request.prompt, *tokens]), self.tokenizer.decode(request.prompt)
-        return {"generated_text": whole if options.return_full_text else whole[len(prompt) :]}
+        new = whole[len(prompt) :]
+        if options.return_full_text:
+            # A text comes back as it was given, special tokens and all, as in transformers.
+            return {"generated_text": text + new if isinstance(text, str) else whole}
+        return {"generated_text": new}
 
 
 class GenerateArguments:
@@ -194,4 +205,7 @@ def _is_many(text_inputs):
         raise RequestError(f"a prompt must be a text or a list of token ids, not {type(text_inputs).__name__}")
     if len(text_inputs) == 0:
         raise RequestError("the prompt is empty: it needs at least one token")
-    return isinstance(text_inputs[0], str | list | tuple) or getattr(text_inputs, "ndim", 1) > 1
+    many = [isinstance(prompt, str | list | tuple) or getattr(prompt, "ndim", 0) > 0 for prompt in text_inputs]
+    if any(many) and not all(many):
+        raise RequestError("prompts and single token ids are mixed: a list holds one prompt's ids, or prompts")
+    return all(many)

@@ -42,8 +42,8 @@ class SamplingOptions:
 
 
 def apply_temperature(logits, temperature):
-    """Divides the logits: below 1 sharpens the distribution, above 1 flattens it."""
-    return logits / np.float32(temperature)
+    """Divides the logits, in float64: below 1 sharpens the distribution, above 1 flattens it."""
+    return logits.astype(np.float64) / temperature
 
 
 def keep_top_k(logits, top_k):
@@ -89,7 +89,8 @@ def make_sampler(options):
     generator = np.random.default_rng(options.seed)
 
     def sample(logits):
-        logits = apply_temperature(logits, options.temperature)
+        # From the largest on: however small the temperature, it stays finite.
+        logits = apply_temperature(logits - logits.max(axis=-1, keepdims=True), options.temperature)
         logits = keep_top_p(keep_top_k(logits, options.top_k), options.top_p)
         cumulative = np.cumsum(softmax(logits), axis=-1)
         drawn = generator.random((len(logits), 1)) * cumulative[..., -1:]

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from neo_tf.cache_layout import cache_parts
 from neo_tf.config import GPTNeoConfig
-from neo_tf.errors import CheckpointError, NeoTFError
+from neo_tf.errors import CheckpointError, ConfigError, NeoTFError
 from runtime.kv_cache import KVCache
 from runtime.providers import choose, create_session
 
@@ -47,8 +48,22 @@ class Session:
             raise
         except Exception as error:  # onnxruntime's errors have no common base
             raise CheckpointError(f"{path}: cannot be loaded: {_one_line(error)}") from None
+        self._check_graph(path)
         self.cache = KVCache(self.config, slots, np.float32, self.device, self.device_id)
         self._decoders = {}
+
+    def _check_graph(self, path):
+        """The buffers are cut to the config: the graph must agree before it reads and writes them."""
+        shapes = {value.name: value.shape for value in (*self._session.get_inputs(), *self._session.get_outputs())}
+        wanted = {"logits": [self.config.n_vocab]}
+        wanted |= {part.past: [part.heads, part.columns] for part in cache_parts(self.config)}
+        found = {name: [size for size in shape[1:] if isinstance(size, int)] for name, shape in shapes.items()}
+        caches = {name for name in shapes if name.startswith("past_key_values.")}
+        for name in sorted({*wanted, *caches}):
+            if found.get(name) != wanted.get(name):
+                raise ConfigError(
+                    f"{path}: {name} has sizes {found.get(name)}, but config.json asks for {wanted.get(name)}"
+                )
 
     @property
     def slots(self):

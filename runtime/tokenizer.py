@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from neo_tf.errors import CheckpointError
+from neo_tf.errors import CheckpointError, RequestError
 
 TOKENIZER_FILE = "tokenizer.json"
+
+
+_OPEN = "\ufffd"  # what bytes of an unfinished character decode to
 
 
 class Tokenizer:
@@ -34,19 +37,42 @@ class Tokenizer:
 
     def encode(self, text):
         """Token ids of a text; special tokens in it are recognised."""
-        return self._tokenizer.encode(text).ids
+        try:
+            return self._tokenizer.encode(text).ids
+        except TypeError:  # lone surrogates: bytes of the command line that are no UTF-8
+            raise RequestError("the prompt is not valid UTF-8 text") from None
 
     def decode(self, token_ids):
         """Text of token ids, special tokens left out."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
     def stream(self, prompt):
-        """A function from the next token id to the text that it completes, "" while a character is still open.
+        """A TextStream of what follows the ids of a prompt."""
+        return TextStream(self, prompt)
 
-        Args:
-            prompt: ids before the first streamed one.
-        """
-        from tokenizers.decoders import DecodeStream
 
-        decoder = DecodeStream(ids=list(prompt), skip_special_tokens=True)
-        return lambda token_id: decoder.step(self._tokenizer, token_id) or ""
+class TextStream:
+    """Turns token ids into pieces of text, none of which ends inside a character.
+
+    Call it with each new id: it returns the text that the id completes, "" while a character is still open.
+    """
+
+    def __init__(self, tokenizer, prompt):
+        self._tokenizer, self._ids = tokenizer, list(prompt)
+        # The text of the ids from _start on, as far as it was shown.
+        self._start, self._shown = 0, tokenizer.decode(prompt).rstrip(_OPEN)
+
+    def __call__(self, token_id):
+        """The text that this id completes."""
+        self._ids.append(token_id)
+        text = self._tokenizer.decode(self._ids[self._start :])
+        return "" if text.endswith(_OPEN) else self._show(text)
+
+    def finish(self):
+        """What is left at the end: the marks of bytes that never became a character."""
+        return self._show(self._tokenizer.decode(self._ids[self._start :]))
+
+    def _show(self, text):
+        new = text[len(self._shown) :]
+        self._start, self._shown = len(self._ids), ""
+        return new

@@ -170,9 +170,9 @@ def _weight_files(folder):
             return [folder / single]
     index = read_json(folder / index_name)
     try:
-        names = sorted(set(index["weight_map"].values()))
+        names = sorted({str(Path(name)) for name in index["weight_map"].values()})
     except (TypeError, KeyError, AttributeError):
-        raise CheckpointError(f"{folder / index_name}: has no weight_map") from None
+        raise CheckpointError(f"{folder / index_name}: has no usable weight_map") from None
     for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: shard {name} is missing")

@@ -1,5 +1,6 @@
 """Keras folders: `config.json` and `model.weights.h5`, which keras.Model.load_weights reads as it is."""
 
+import io
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.weights.h5"
 # Where GPTNeo.save_own_variables puts its variables: `vars/` and the canonical name.
 _GROUP = "vars"
+_READ_ERRORS = (OSError, RuntimeError, KeyError, ValueError)  # h5py's, for damaged files
 
 
 def is_keras(folder):
@@ -43,7 +45,7 @@ def read_keras(path, tokenizer=None, config=None):
         with h5py.File(file) as store:
             if _GROUP in store:
                 store[_GROUP].visititems(visit)
-    except OSError as error:
+    except _READ_ERRORS as error:
         raise CheckpointError(f"{file}: cannot be read: {_one_line(error)}") from None
     return Checkpoint(folder, "keras", config, tensors, find_tokenizer(folder, config.n_vocab, tokenizer))
 
@@ -61,13 +63,43 @@ def write_keras(checkpoint, folder, progress):
     (folder / CONFIG_FILE).write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
     if checkpoint.tokenizer is not None:
         (folder / "tokenizer.json").write_text(checkpoint.tokenizer, encoding="utf-8")
-    with h5py.File(folder / WEIGHTS_FILE, "w") as store:
-        group = store.create_group(_GROUP)
-        for name, tensor in checkpoint.tensors.items():
-            dataset = group.create_dataset(name, data=tensor.read())
-            if tensor.dtype == DTYPES["bfloat16"]:
-                dataset.attrs["dtype"] = "bfloat16"  # as Keras marks it: HDF5 has no such type
-            progress(name, tensor.nbytes)
+    with _RecordingFile(folder / WEIGHTS_FILE, "w+b") as file:
+        with h5py.File(file, "w") as store:
+            group = store.create_group(_GROUP)
+            for name, tensor in checkpoint.tensors.items():
+                dataset = group.create_dataset(name, data=tensor.read())
+                if tensor.dtype == DTYPES["bfloat16"]:
+                    dataset.attrs["dtype"] = "bfloat16"  # as Keras marks it: HDF5 has no such type
+                progress(name, tensor.nbytes)
+                if file.error:
+                    break
+        if file.error:
+            raise file.error
+
+
+class _RecordingFile(io.FileIO):
+    """A file that keeps its first error and says nothing of it: HDF5 crashes the process over a full disk."""
+
+    error = None
+
+    def write(self, data):
+        """Writes, or remembers why not."""
+        try:
+            view = memoryview(data).cast("B")
+            done = 0
+            while self.error is None and done < len(view):
+                done += super().write(view[done:])
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size=None):
+        """Sets the size, or remembers why not."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size
 
 
 def _read(file, name, dtype):
@@ -75,7 +107,7 @@ def _read(file, name, dtype):
     try:
         with h5py.File(file) as store:
             value = store[_GROUP][name][()]
-    except (OSError, KeyError) as error:
+    except _READ_ERRORS as error:
         raise CheckpointError(f"{file}: {name} cannot be read: {_one_line(error)}") from None
     return np.asarray(value).view(dtype) if value.dtype != dtype else value
 

@@ -17,6 +17,7 @@ GLOBAL_STEP = "global_step"
 # Adam writes `<variable>/adam_m`, Adafactor `<variable>_slot_v`: no variable of the model ends so.
 _SLOT = re.compile(r"(/adam_[mv]|_slot_(v|vr|vc|m))$")
 _SHARD_BYTES = 256_000_000
+_READ_ERRORS = (ValueError, RuntimeError, IndexError)  # as tf.train's reader translates its own
 
 # What the original's own configs say of everything that is not the model: enough for its main.py to start.
 _TRAINING_DEFAULTS = {
@@ -51,10 +52,8 @@ def find_prefix(path):
 
     In a folder the file `checkpoint` decides, else the highest step.
     """
-    path = Path(path)
-    if path.name.endswith(".index"):
-        path = path.with_name(path.name.removesuffix(".index"))
-    if path.with_name(path.name + ".index").is_file():
+    path = Path(str(path).removesuffix(".index"))
+    if Path(f"{path}.index").is_file():
         return path
     if not path.is_dir():
         return None
@@ -195,8 +194,8 @@ def _find_config(folder):
 
 
 def _check_shards(prefix):
-    shards = sorted(prefix.parent.glob(f"{prefix.name}.data-*-of-*"))
-    counts = {int(shard.name.rsplit("-of-", 1)[1]) for shard in shards}
+    pattern = re.compile(re.escape(prefix.name) + r"\.data-\d{5}-of-(\d{5})")
+    counts = {int(found[1]) for file in prefix.parent.iterdir() if (found := pattern.fullmatch(file.name))}
     if len(counts) != 1:
         raise CheckpointError(
             f"{prefix}: {'shards of different counts' if counts else 'no data shards'} beside the index"
@@ -212,7 +211,7 @@ def _open(prefix):
     tf = import_tensorflow()
     try:
         return tf.train.load_checkpoint(str(prefix))
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except (tf.errors.OpError, *_READ_ERRORS) as error:
         raise CheckpointError(f"{prefix}.index: cannot be read: {_first_line(error)}") from None
 
 
@@ -220,12 +219,15 @@ def _read(reader, prefix, name):
     tf = import_tensorflow()
     try:
         return reader.get_tensor(name)
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except (tf.errors.OpError, *_READ_ERRORS) as error:
         raise CheckpointError(f"{prefix}: {name} cannot be read, the shard is damaged: {_first_line(error)}") from None
 
 
 def _first_line(error):
-    return str(getattr(error, "message", error)).strip().splitlines()[0]
+    # TensorFlow wraps its message: {{function_node …}} … [Op:SaveV2] name:
+    text = re.sub(r"\{\{.*?\}\}|\[Op:\w+\].*", "", str(getattr(error, "message", None) or error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _step(name):

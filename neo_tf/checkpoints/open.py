@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from neo_tf.checkpoints.hub import download, is_hub_id
 from neo_tf.checkpoints.huggingface import is_huggingface, read_huggingface
 from neo_tf.checkpoints.keras_weights import is_keras, read_keras
 from neo_tf.checkpoints.mesh_tf import find_prefix, read_mesh_tf
 from neo_tf.errors import CheckpointError
+from neo_tf.hub import download, is_hub_id
 
 
 def open_checkpoint(path, tokenizer=None, config=None, revision=None, moe_policy=None):

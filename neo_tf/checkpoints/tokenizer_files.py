@@ -95,7 +95,14 @@ def _beside(folder):
     if (folder / "tokenizer.json").is_file():
         return _read(folder / "tokenizer.json")
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return _byte_level_bpe(read_json(folder / "vocab.json"), (folder / "merges.txt").read_text("utf-8"))
+        try:
+            return _byte_level_bpe(read_json(folder / "vocab.json"), _read(folder / "merges.txt"))
+        except CheckpointError:
+            raise
+        except Exception as error:  # tokenizers raises plain Exception
+            raise CheckpointError(
+                f"{folder}: vocab.json and merges.txt make no tokenizer: {_first_line(error)}"
+            ) from None
     name = read_dataset_config(folder).get("tokenizer_path")
     # The path is of the machine that trained the model: try it as it is, then its file name beside the config.
     for path in (Path(name), folder / name, folder / Path(name).name) if name else ():
@@ -117,8 +124,12 @@ def _checked(text, source, n_vocab):
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises plain Exception
-        raise CheckpointError(f"{source}: not a tokenizer: {error}") from None
+        raise CheckpointError(f"{source}: not a tokenizer: {_first_line(error)}") from None
     size = tokenizer.get_vocab_size()
     if size > n_vocab:
         raise CheckpointError(f"{source}: the tokenizer has {size} ids, but the model's vocabulary only {n_vocab}")
     return text
+
+
+def _first_line(error):
+    return str(error).partition("\n")[0]

@@ -12,8 +12,8 @@ import pytest
 from conftest import TINY_PYTHON
 
 from neo_tf.checkpoints import convert
-from neo_tf.checkpoints.hub import needed_files
 from neo_tf.errors import CheckpointError
+from neo_tf.hub import needed_files
 
 COMMIT = {"main": "a" * 40, "older": "b" * 40}
 

@@ -1,0 +1,63 @@
+"""`neo-tf generate`: the text as it is written, and one line where there is none."""
+
+import io
+
+import pytest
+from conftest import GOLDEN
+
+from neo_tf.cli import main
+from runtime.pipeline import pipeline
+
+PROMPT = "def read_lines(path):"
+
+
+@pytest.fixture
+def generate(monkeypatch, capsys):
+    """Runs the command; returns its exit status, standard output and standard error."""
+
+    def run(*arguments, stdin=""):
+        monkeypatch.setattr("sys.argv", ["neo-tf", "generate", *map(str, arguments)])
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return end.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_the_text_is_the_pipelines(generate, demo_folder):
+    generator = pipeline("text-generation", model=demo_folder)
+    (greedy,) = generator(PROMPT, max_new_tokens=30)
+    assert generate(demo_folder, PROMPT, "--max-new-tokens", 30)[:2] == (0, greedy["generated_text"] + "\n")
+    (drawn,) = generator(PROMPT, max_new_tokens=30, do_sample=True, temperature=1.3, top_k=7, top_p=0.9, seed=4)
+    options = ("--do-sample", "--temperature", 1.3, "--top-k", 7, "--top-p", 0.9, "--seed", 4)
+    assert generate(demo_folder, PROMPT, "--max-new-tokens", 30, *options)[1] == drawn["generated_text"] + "\n"
+    assert drawn != greedy
+
+
+def test_standard_input_is_a_prompt(generate, demo_folder):
+    expected = generate(demo_folder, PROMPT, "--max-new-tokens", 5)
+    assert generate(demo_folder, "--max-new-tokens", 5, stdin=PROMPT + "\n") == expected
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([""], "empty"),
+        (["word " * 2000], "n_ctx"),
+        ([PROMPT, "--max-new-tokens", "600"], "512"),
+        ([PROMPT, "--do-sample", "--temperature", "0"], "temperature"),
+        ([PROMPT, "--device", "cuda"], "CUDA"),
+        ([PROMPT, "--device", "abacus"], "abacus"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(generate, demo_folder, arguments, message):
+    code, out, err = generate(demo_folder, *arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+
+
+def test_a_model_without_tokenizer_takes_no_text(generate, exported):
+    code, out, err = generate(exported(GOLDEN / "tiny-global"), "text")
+    assert (code, out) == (1, "") and "tokenizer" in err

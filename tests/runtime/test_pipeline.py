@@ -1,0 +1,374 @@
+"""The Hugging Face-shaped front, as the model cards call it."""
+
+import numpy as np
+import pytest
+from conftest import DECODABLE, GOLDEN, PADDING, TINY_PYTHON, Reference
+
+import neo_tf
+from neo_tf.errors import CheckpointError, RequestError
+from runtime.pipeline import pipeline
+
+PROMPT = "def read_lines(path):"
+NEW_IDS = {"return_tensors": True, "return_full_text": False}
+MODELS = {name: (GOLDEN / name, PADDING) for name in DECODABLE} | {"tiny-python": (TINY_PYTHON, 1)}
+
+
+@pytest.fixture(scope="module")
+def generator(demo_folder):
+    """The demo model."""
+    return pipeline("text-generation", model=demo_folder)
+
+
+@pytest.fixture
+def golden(exported):
+    """A function that makes a pipeline of a golden model, which has no tokenizer."""
+    return lambda name, **options: pipeline("text-generation", model=exported(MODELS[name][0]), **options)
+
+
+@pytest.fixture(scope="module")
+def transformers_generator(tmp_path_factory):
+    """transformers' own pipeline over the converted demo model."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("huggingface") / "demo"
+    neo_tf.convert(TINY_PYTHON, folder, to="huggingface")
+    return transformers.pipeline("text-generation", model=str(folder), device="cpu")
+
+
+def new_tokens(results):
+    return [result["generated_token_ids"] for result in results]
+
+
+# ---- what comes out
+
+
+def test_the_model_cards_call(demo_folder):
+    from neo_tf import pipeline
+
+    generator = pipeline("text-generation", model=str(demo_folder))
+    (found,) = generator("EleutherAI has", do_sample=True, min_length=50)
+    assert list(found) == ["generated_text"]
+    assert found["generated_text"].startswith("EleutherAI has")
+    assert len(found["generated_text"]) > len("EleutherAI has")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_continuations_are_the_originals(golden, name, batch_size):
+    for rows in Reference.load(*MODELS[name]).greedy.values():
+        prompts = [prompt for prompt, _ in rows]
+        limit = max(len(prompt) + len(new) for prompt, new in rows)
+        # No end-of-text: the original's rows go on until the last one is done.
+        generator = golden(name, batch_size=batch_size)
+        generator.config = generator.config.replace(eos_token_id=None)
+        found = generator(prompts, max_length=limit, return_tensors=True)
+        for group, (prompt, new) in zip(found, rows, strict=True):
+            (result,) = group
+            assert result["generated_token_ids"][: len(prompt + new)] == prompt + new
+
+
+@pytest.mark.parametrize(
+    "prompt, arguments",
+    [
+        (PROMPT, {"max_new_tokens": 20}),
+        (PROMPT, {"max_new_tokens": 20, "return_full_text": False}),
+        ([PROMPT, "import os\n\nclass Naïve:"], {"max_new_tokens": 12}),
+        ([PROMPT], {"max_new_tokens": 5}),
+        (PROMPT, {"max_new_tokens": 5, "return_tensors": True}),
+        ([PROMPT, "# é"], {"max_new_tokens": 5, "return_full_text": False}),
+        ("import os\n<|endoftext|>def main(", {"max_new_tokens": 9}),
+        ("import os\n<|endoftext|>def main(", {"max_new_tokens": 9, "return_full_text": False}),
+    ],
+)
+def test_texts_and_their_shape_are_transformers(generator, transformers_generator, prompt, arguments):
+    expected = transformers_generator(prompt, do_sample=False, **arguments)
+    assert generator(prompt, **arguments) == expected
+
+
+def test_ids_are_prompts_too(generator):
+    ids = generator.tokenizer.encode(PROMPT)
+    expected = generator(PROMPT, max_new_tokens=15)
+    for prompt in (ids, tuple(ids), np.array(ids)):
+        assert generator(prompt, max_new_tokens=15) == expected
+    assert generator([ids, ids], max_new_tokens=15) == [expected, expected]
+    assert generator(np.array([ids, ids]), max_new_tokens=15) == [expected, expected]
+    assert generator([ids, PROMPT], max_new_tokens=15) == [expected, expected]
+
+
+def test_only_the_new_text_on_request(generator):
+    (whole,) = generator(PROMPT, max_new_tokens=15)
+    (new,) = generator(PROMPT, max_new_tokens=15, return_full_text=False)
+    assert PROMPT + new["generated_text"] == whole["generated_text"]
+    (ids,) = generator(PROMPT, max_new_tokens=15, return_full_text=False, return_tensors=True)
+    assert len(ids["generated_token_ids"]) == 15
+    assert generator.tokenizer.decode(ids["generated_token_ids"]) == new["generated_text"]
+
+
+def test_a_list_is_answered_prompt_by_prompt(generator):
+    prompts = [PROMPT, "class A:", "import os"]
+    together = generator(prompts, max_new_tokens=10)
+    assert together == [generator(prompt, max_new_tokens=10) for prompt in prompts]
+    assert generator([PROMPT], max_new_tokens=10) == together[:1]
+
+
+def test_several_sequences_of_a_prompt_have_seeds_in_a_row(generator):
+    arguments = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 12, "return_tensors": True}
+    three = generator(PROMPT, num_return_sequences=3, seed=7, **arguments)
+    assert len({tuple(ids) for ids in new_tokens(three)}) == 3
+    assert three == [generator(PROMPT, seed=7 + number, **arguments)[0] for number in range(3)]
+    lists = generator([PROMPT, "class A:"], num_return_sequences=3, seed=7, **arguments)
+    assert lists[0] == three and len(lists[1]) == 3
+
+
+def test_no_seed_draws_anew(generator):
+    arguments = {"do_sample": True, "temperature": 3.0, "max_new_tokens": 12}
+    assert generator(PROMPT, **arguments) != generator(PROMPT, **arguments)
+
+
+def test_top_k_is_50_unless_said_otherwise(generator, demo_folder):
+    arguments = {"do_sample": True, "temperature": 100.0, "max_new_tokens": 1, "return_tensors": True}
+    arguments |= {"return_full_text": False, "num_return_sequences": 300, "seed": 1}
+    session = pipeline("text-generation", model=demo_folder).session
+    order = np.argsort(-session.prefill(0, generator.tokenizer.encode(PROMPT), 0)[0])
+
+    def drawn(**more):
+        return {ids[0] for ids in new_tokens(generator(PROMPT, **arguments, **more))}
+
+    assert drawn() <= set(order[:50].tolist()) and len(drawn()) > 40
+    assert drawn(top_k=3) == set(order[:3].tolist())
+    assert len(drawn(top_k=0) - set(order[:50].tolist())) > 100
+
+
+# ---- limits
+
+
+def test_lengths_count_the_prompt_and_new_tokens_do_not(generator):
+    used = len(generator.tokenizer.encode(PROMPT))
+    for arguments in ({"max_length": used + 9}, {"max_new_tokens": 9}):
+        (found,) = generator(PROMPT, return_tensors=True, **arguments)
+        assert len(found["generated_token_ids"]) == used + 9
+
+
+@pytest.mark.parametrize("length, new", [(10, 256), (300, 212), (511, 1)])
+def test_by_default_256_new_tokens_or_what_fits(generator, monkeypatch, length, new):
+    prompt = Reference.load(TINY_PYTHON, 1).inputs[0, :length].tolist()
+    monkeypatch.setattr(generator, "config", generator.config.replace(eos_token_id=None))
+    (found,) = new_tokens(generator(prompt, **NEW_IDS))
+    assert len(found) == new
+
+
+def test_end_of_text_is_the_models_own_or_the_calls(generator, monkeypatch):
+    def run(**arguments):
+        (found,) = new_tokens(generator(PROMPT, max_new_tokens=20, **NEW_IDS, **arguments))
+        return found
+
+    free = run()
+    stop = next(token for token in free[3:] if free.index(token) >= 3)
+    ended = free[: free.index(stop) + 1]
+    for eos in (stop, [stop], (1, stop)):
+        assert run(eos_token_id=eos) == ended
+    assert run() == free  # the ids of one call are not those of the next
+    monkeypatch.setattr(generator, "config", generator.config.replace(eos_token_id=stop))
+    assert run() == ended
+    assert run(eos_token_id=1) == free
+
+
+@pytest.mark.parametrize("name", ["min_length", "min_new_tokens"])
+def test_the_end_is_put_off(generator, name):
+    used = len(generator.tokenizer.encode(PROMPT))
+    (free,) = new_tokens(generator(PROMPT, max_new_tokens=30, **NEW_IDS))
+    stops = sorted(set(free))  # all that it would like to say
+    least = {"min_new_tokens": 12, "min_length": used + 12}[name]
+    (found,) = new_tokens(generator(PROMPT, max_new_tokens=30, eos_token_id=stops, **{name: least}, **NEW_IDS))
+    assert len(found) > 12 and not set(found[:12]) & set(stops)
+
+
+@pytest.mark.parametrize("name", ["min_length", "min_new_tokens"])
+def test_the_end_is_put_off_no_longer_than_asked(generator, name):
+    used = len(generator.tokenizer.encode(PROMPT))
+    (free,) = new_tokens(generator(PROMPT, max_new_tokens=20, **NEW_IDS))
+    end = next(place for place, token in enumerate(free) if place >= 3 and free.index(token) == place)
+    least = {"min_new_tokens": end, "min_length": used + end}[name]
+    found = generator(PROMPT, max_new_tokens=20, eos_token_id=free[end], **{name: least}, **NEW_IDS)
+    assert new_tokens(found) == [free[: end + 1]]
+
+
+def test_end_of_text_is_not_written(generator, monkeypatch):
+    new = generator.tokenizer.encode(" pass\n")
+    monkeypatch.setattr(generator.engine, "generate", give(generator.tokenizer.encode(PROMPT), [*new, 0]))
+    assert generator(PROMPT) == [{"generated_text": PROMPT + " pass\n"}]
+    assert generator(PROMPT, **NEW_IDS) == [{"generated_token_ids": [*new, 0]}]
+
+
+def give(prompt, tokens):
+    """An engine's generate that answers with the given tokens."""
+
+    def generate(requests):
+        for request in requests:
+            assert request.prompt == prompt
+            for token in tokens:
+                request.tokens.append(token)
+                if request.on_token:
+                    request.on_token(token)
+        return requests
+
+    return generate
+
+
+# ---- streaming
+
+
+@pytest.mark.parametrize("arguments", [{}, {"do_sample": True, "temperature": 1.2, "seed": 3}], ids=str)
+def test_streamed_pieces_join_to_the_text(generator, arguments):
+    pieces = []
+    arguments = arguments | {"max_new_tokens": 60, "return_full_text": False}
+    (found,) = generator(PROMPT, streamer=pieces.append, **arguments)
+    assert all(type(piece) is str for piece in pieces) and len(pieces) > 20
+    assert "".join(pieces) == found["generated_text"]
+    assert generator(PROMPT, **arguments) == [found]
+
+
+def test_streamed_characters_are_whole(generator, monkeypatch):
+    text = " naïve — 你好 🎉é\n👩‍👩‍👧."
+    monkeypatch.setattr(
+        generator.engine, "generate", give(generator.tokenizer.encode(PROMPT), generator.tokenizer.encode(text))
+    )
+    pieces = []
+    (found,) = generator(PROMPT, streamer=pieces.append)
+    assert "".join(pieces) == text and found["generated_text"] == PROMPT + text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_streamer_takes_one_sequence(generator):
+    for prompt, arguments in (([PROMPT, PROMPT], {}), (PROMPT, {"num_return_sequences": 2, "do_sample": True})):
+        with pytest.raises(RequestError, match="streamer"):
+            generator(prompt, streamer=print, **arguments)
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    "name, near",
+    [
+        ("max_new_token", "max_new_tokens"),
+        ("min_lenght", "min_length"),
+        ("temprature", "temperature"),
+        ("do_sampel", "do_sample"),
+        ("topk", "top_k"),
+    ],
+)
+def test_an_unknown_argument_names_the_nearest(generator, name, near):
+    with pytest.raises(RequestError, match=f"'{name}'.*'{near}'"):
+        generator(PROMPT, **{name: 5})
+
+
+def test_an_argument_unlike_any_lists_them_all(generator):
+    with pytest.raises(RequestError, match=r"'xyzzy'.*max_new_tokens.*top_p"):
+        generator(PROMPT, xyzzy=1)
+
+
+PROMPTS = {
+    "too long": ([5] * 512, r"512 tokens.*n_ctx is 512"),
+    "much too long": ("word " * 3000, r"tokens.*512"),
+    "empty text": ("", "empty"),
+    "empty ids": ([], "empty"),
+    "an empty list of ids": ([[]], "empty"),
+    "an empty text among others": ([PROMPT, ""], "empty"),
+    "id past the vocabulary": ([1, 2048], r"2048 at position 1 .*2048"),
+    "negative id": ([1, 2, -1], "-1 at position 2"),
+    "one bad row": ([[1, 2], [3, 5000]], r"5000 at position 1"),
+    "nothing": (None, "text or a list"),
+    "a number": (5, "text or a list"),
+    "a dict": ({"text": PROMPT}, "text or a list"),
+    "no integers": ([1.5, 2.5], "flat list of token ids"),
+    "a number among texts": ([PROMPT, 5], "."),
+    "a text among numbers": ([5, PROMPT], "."),
+    "too deep": ([[[5]]], "."),
+}
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_prompts_that_cannot_be_served_are_refused(generator, case):
+    prompt, message = PROMPTS[case]
+    with pytest.raises(RequestError, match=message) as error:
+        generator(prompt, max_new_tokens=1)
+    assert "\n" not in str(error.value)
+    (found,) = generator(PROMPT, max_new_tokens=1)
+    assert found["generated_text"].startswith(PROMPT)
+
+
+ARGUMENTS = {
+    "both limits": ({"max_new_tokens": 5, "max_length": 50}, "max_new_tokens and max_length"),
+    "no new tokens": ({"max_new_tokens": 0}, "max_new_tokens .*0"),
+    "past the context": ({"max_new_tokens": 512}, r"512 exceed n_ctx 512|512"),
+    "a length past the context": ({"max_length": 513}, "512"),
+    "a length below the prompt": ({"max_length": 3}, r"max_length 3 .*prompt of \d+ tokens"),
+    "least above most": ({"max_new_tokens": 5, "min_new_tokens": 6}, r"6 .*5"),
+    "min_length above max_length": ({"max_length": 20, "min_length": 30}, "."),
+    "no sequences": ({"num_return_sequences": 0}, "num_return_sequences .*0"),
+    "temperature 0": ({"do_sample": True, "temperature": 0.0}, "temperature"),
+    "top_p above 1": ({"do_sample": True, "top_p": 1.5}, "top_p"),
+    "top_k below 0": ({"do_sample": True, "top_k": -5}, "top_k"),
+    "negative seed": ({"do_sample": True, "seed": -1}, "seed"),
+    "a stop that is no token": ({"eos_token_id": 2048}, "2048"),
+    "one stop of several": ({"eos_token_id": [0, -7]}, "-7"),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_arguments_that_cannot_be_served_are_refused(generator, case):
+    arguments, message = ARGUMENTS[case]
+    with pytest.raises(RequestError, match=message) as error:
+        generator(PROMPT, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_none_means_the_default(generator):
+    names = ("max_new_tokens", "temperature", "top_k", "seed", "eos_token_id", "max_length", "streamer")
+    assert generator(PROMPT, **{name: None for name in names}) == generator(PROMPT)
+
+
+def test_without_a_tokenizer_ids_go_in_and_out(golden):
+    generator = golden("vocab-padded")
+    assert generator([4, 8, 160], max_new_tokens=2, return_tensors=True)[0]["generated_token_ids"][:3] == [4, 8, 160]
+    for prompt, arguments in (
+        ("text", {"return_tensors": True}),
+        ([4, 8], {}),
+        ([4, 8], {"return_tensors": True, "streamer": print}),
+    ):
+        with pytest.raises(RequestError, match="tokenizer"):
+            generator(prompt, max_new_tokens=2, **arguments)
+
+
+def test_a_named_tokenizer_serves_a_model_that_has_none(golden, demo_folder):
+    """Its first 257 ids only: what it makes of them does not matter, that it is used does."""
+    for tokenizer in (demo_folder, demo_folder / "tokenizer.json", TINY_PYTHON / "byte-level-bpe.tokenizer.json"):
+        generator = golden("vocab-padded", tokenizer=tokenizer)
+        assert generator("(1)", max_new_tokens=2)[0]["generated_text"].startswith("(1)")
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        golden("vocab-padded", tokenizer=demo_folder / "no-such-file.json")
+
+
+@pytest.mark.parametrize(
+    "task, options, message",
+    [
+        ("fill-mask", {}, "fill-mask.*text-generation"),
+        ("text-generation", {"model": None}, "model"),
+        ("text-generation", {"batch_size": 0}, "batch_size .*0"),
+    ],
+)
+def test_a_pipeline_that_cannot_be_made_is_refused(demo_folder, task, options, message):
+    with pytest.raises(RequestError, match=message):
+        pipeline(task, **({"model": demo_folder} | options))
+
+
+# ---- checkpoints
+
+
+@pytest.mark.parametrize("to", ["huggingface", "keras", "mesh-tf"])
+def test_a_checkpoint_of_any_format_is_a_model(generator, tmp_path, monkeypatch, to):
+    monkeypatch.setenv("NEO_TF_CACHE", str(tmp_path / "cache"))
+    neo_tf.convert(TINY_PYTHON, tmp_path / "model", to=to)
+    other = pipeline("text-generation", model=tmp_path / "model")
+    assert other(PROMPT, max_new_tokens=20) == generator(PROMPT, max_new_tokens=20)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
