@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from export.precision import BLOCK, PRECISIONS, quantise
+
 MICROSOFT = "com.microsoft"
 OPSETS = {"": 21, MICROSOFT: 1}
 IR_VERSION = 10
@@ -66,10 +68,12 @@ class Graph:
         name: the graph's name.
         checkpoint: the Checkpoint that holds the weights.
         weight_file: the WeightFile that the weights go to.
+        precision: a Precision of the matrices.
     """
 
-    def __init__(self, name, checkpoint, weight_file):
+    def __init__(self, name, checkpoint, weight_file, precision=PRECISIONS["fp32"]):
         self.name, self.checkpoint, self.weight_file = name, checkpoint, weight_file
+        self.precision = precision
         self.inputs, self.outputs, self.nodes, self.initializers = [], [], [], {}
         self._names = {}
 
@@ -98,7 +102,13 @@ class Graph:
 
     def add_weight(self, name, dtype, shape, read):
         """Declares a tensor of the data file as an initializer."""
-        weight = self.weight_file.add(name, dtype, shape, read)
+        return self._refer(name, dtype, shape, self.weight_file.add(name, dtype, shape, read))
+
+    def add_view(self, name, dtype, shape, of):
+        """Declares another initializer over the bytes of a weight: the same values in another shape."""
+        return self._refer(name, dtype, shape, self.weight_file.weights[of])
+
+    def _refer(self, name, dtype, shape, weight):
         tensor = TensorProto(name=name, data_type=_onnx_type(dtype), dims=shape, data_location=TensorProto.EXTERNAL)
         place = {"location": self.weight_file.location, "offset": weight.offset, "length": weight.nbytes}
         for key, value in place.items():
@@ -172,6 +182,46 @@ class Scope:
             return function(*(tensor.read().astype(np.float32, copy=False) for tensor in tensors))
 
         return self.graph.add_weight(f"gpt2{self.variables}/{name}", np.float32, shape, read)
+
+    def matmul(self, x, names, name, bits):
+        """x @ some variables side by side: [..., in] -> [..., out], the weights quantised where bits are given."""
+        place = self if name == "kernel" else self[name]
+        if bits is None:
+            return place.op("MatMul", x, self.packed(names, name))
+        shapes = [self._tensor(part).shape for part in names]
+        inputs, outputs = shapes[0][0], sum(shape[1] for shape in shapes)
+        weight = self.quantised(names, name, outputs, inputs, bits, lambda *parts: np.concatenate(parts, axis=1).T)
+        return place.matmul_n_bits(x, weight, outputs, inputs, bits)
+
+    def matmul_n_bits(self, x, weight, outputs, inputs, bits):
+        """x @ a quantised weight, (integers, scales) by name: [..., inputs] -> [..., outputs]."""
+        return self.op(
+            *("MatMulNBits", x, *weight),
+            domain=MICROSOFT,
+            K=inputs,
+            N=outputs,
+            bits=bits,
+            block_size=BLOCK,
+            accuracy_level=4,  # products in int8: float32 ones take ten times as long on a CPU
+        )
+
+    def quantised(self, names, name, outputs, inputs, bits, function):
+        """Initializers (integers, scales) of function(variables), float32 [outputs, inputs], quantised in blocks."""
+        tensors, made = [self._tensor(part) for part in names], {}
+
+        def part(index):
+            # Both parts come of one computation; they are written one after the other, then forgotten.
+            if not made:
+                read = (tensor.read().astype(np.float32, copy=False) for tensor in tensors)
+                made.update(enumerate(quantise(np.ascontiguousarray(function(*read)), bits)))
+            return made.pop(index)
+
+        blocks, base = -(-inputs // BLOCK), f"gpt2{self.variables}/{name}/int{bits}"
+        shape = (outputs, blocks, BLOCK * bits // 8)
+        return (
+            self.graph.add_weight(base, np.uint8, shape, lambda: part(0)),
+            self.graph.add_weight(f"{base}/scales", np.float32, (outputs, blocks), lambda: part(1)),
+        )
 
     def _tensor(self, name):
         return self.graph.checkpoint.tensors[f"gpt2{self.variables}/{name}"]

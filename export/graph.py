@@ -7,17 +7,18 @@ from export.cache import INT32, Cache
 from export.fuse import fuse_skip_norms
 from export.layers import attn, embed, layer_norm, mlp, rezero, scale_norm, unembed
 from export.moe import moe
+from export.precision import PRECISIONS
 from neo_tf.variables import layer_scope
 
 
-def build_model(checkpoint, weight_file):
+def build_model(checkpoint, weight_file, precision=PRECISIONS["fp32"]):
     """model.onnx: the graph that everyone can run, with full-length caches and the usual names.
 
     Inputs: input_ids, attention_mask, position_ids int64; past_key_values.{i}.key|value. num_logits_to_keep is an
     initializer that a caller may override: 0, the default, keeps the logits of every position.
     Outputs: logits [batch, seq, n_vocab]; present.{i}.key|value.
     """
-    graph = Graph("model", checkpoint, weight_file)
+    graph = Graph("model", checkpoint, weight_file, precision)
     cache = Cache(graph, checkpoint.config, windowed=False)
     graph.input("input_ids", np.int64, ["batch_size", "sequence_length"])
     graph.input("attention_mask", np.int64, ["batch_size", "total_sequence_length"])
@@ -36,7 +37,7 @@ def build_model(checkpoint, weight_file):
     return graph.model()
 
 
-def build_decoder(checkpoint, weight_file):
+def build_decoder(checkpoint, weight_file, precision=PRECISIONS["fp32"]):
     """decoder.onnx: the graph that the runtime runs, with windowed caches on local layers.
 
     Inputs: input_ids, position_ids int64 [batch, seq]; seqlens_k int32 [batch], each row's length less one, this
@@ -44,7 +45,7 @@ def build_decoder(checkpoint, weight_file):
     past_key_values.{i}.key|value. Past and present are meant to be one buffer.
     Outputs: logits [batch, kept, n_vocab]; next_tokens int64 [batch, kept], their argmax; present.{i}.key|value.
     """
-    graph = Graph("decoder", checkpoint, weight_file)
+    graph = Graph("decoder", checkpoint, weight_file, precision)
     cache = Cache(graph, checkpoint.config, windowed=True)
     graph.input("input_ids", np.int64, ["batch_size", "sequence_length"])
     graph.input("position_ids", np.int64, ["batch_size", "sequence_length"])

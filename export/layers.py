@@ -4,6 +4,7 @@ import numpy as np
 
 from export.activations import activation
 from export.builder import MICROSOFT
+from export.precision import BLOCK
 
 
 def layer_norm(x, scope, config):
@@ -26,7 +27,8 @@ def rezero(x, scope):
 
 def linear(x, scope):
     """x @ kernel + bias: [batch, seq, in] -> [batch, seq, out]."""
-    return scope.op("Add", scope.op("MatMul", x, scope.weight("kernel")), scope.weight("bias"))
+    product = scope.matmul(x, ["kernel"], "kernel", scope.graph.precision.layers)
+    return scope.op("Add", product, scope.weight("bias"))
 
 
 def apply_rotary_emb(x, scope, config, tables):
@@ -167,7 +169,8 @@ def attn(x, scope, layer, config, cache):
     kind, inner = config.attention_types[layer], scope["attention"]
     remembers = kind == "global" and config.num_mem_kv > 0
     # [batch, seq, embd] -> [batch, seq, 3 * heads * head]
-    qkv = scope["qkv"].op("MatMul", x, scope.packed(["q", "k", "v"], "qkv"))
+    bits = scope.graph.precision.layers
+    qkv = scope.matmul(x, ["q", "k", "v"], "qkv", bits)
     if kind != "linear" and not (config.rotary_emb or remembers or cache.masked or cache.pads):
         a = attention(qkv, inner, layer, config, cache)
     else:
@@ -188,7 +191,7 @@ def attn(x, scope, layer, config, cache):
                 a = attention((q, k, v), inner, layer, config, cache)
             a = cache.shorten(a, inner) if remembers else a
     # [batch, seq, heads * head] -> [batch, seq, embd]
-    a = scope["o"].op("MatMul", a, scope.weight("o"))
+    a = scope.matmul(a, ["o"], "o", bits)
     bias = scope["compute_output_bias"]
     return bias.op("Add", a, bias.weight("o_b"))
 
@@ -220,12 +223,23 @@ def axial_positional_emb(scope, config):
 
 def embed(input_ids, position_ids, scope, config):
     """Token plus position embedding: int64 [batch, seq] -> [batch, seq, embd]."""
-    tokens = scope["wte"].op("Gather", scope.weight("wte"), input_ids)
+    tokens = look_up(input_ids, scope, config)
     if config.rotary_emb:
         return tokens
     table = axial_positional_emb(scope, config) if config.axial_pos_emb else scope.weight("wpe")
     positions = scope["wpe"].op("Gather", table, position_ids)
     return scope["embed"].op("Add", tokens, positions)
+
+
+def look_up(input_ids, scope, config):
+    """Rows of the token embedding: int64 [batch, seq] -> [batch, seq, embd]; quantised, it is the head's tensor."""
+    bits, inner = scope.graph.precision.ends, scope["wte"]
+    if bits is None or config.n_embd % BLOCK:
+        return inner.op("Gather", scope.weight("wte"), input_ids)
+    integers, scales = scope.quantised(["wte"], "wte", config.n_vocab, config.n_embd, bits, lambda wte: wte)
+    rows = scope.graph.add_view(f"{integers}/rows", np.uint8, (config.n_vocab, config.n_embd * bits // 8), integers)
+    settings = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+    return inner.op("GatherBlockQuantized", rows, input_ids, scales, domain=MICROSOFT, **settings)
 
 
 def unembed(h, scope, config):
@@ -242,6 +256,11 @@ def unembed(h, scope, config):
     shape = head.op("Shape", h, start=0, end=2)
     # [batch, seq, embd] -> [batch * seq, embd] x [n_vocab, embd]^T -> [batch * seq, n_vocab]
     rows = head.op("Reshape", h, constant([-1, config.n_embd]))
-    logits = head.op("Gemm", rows, scope.weight("lm_head" if config.untied_lm_head else "wte"), transB=1)
+    name, bits = "lm_head" if config.untied_lm_head else "wte", scope.graph.precision.ends
+    if bits is None:
+        logits = head.op("Gemm", rows, scope.weight(name), transB=1)
+    else:
+        weight = scope.quantised([name], name, config.n_vocab, config.n_embd, bits, lambda embedding: embedding)
+        logits = head.matmul_n_bits(rows, weight, config.n_vocab, config.n_embd, bits)
     shape = head.op("Concat", shape, constant([config.n_vocab]), axis=0)
     return head.op("Reshape", logits, shape, out=["logits"])

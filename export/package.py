@@ -5,13 +5,13 @@ from pathlib import Path
 
 from export.builder import WeightFile
 from export.graph import build_decoder, build_model
+from export.precision import PRECISIONS
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
 from neo_tf.checkpoints.huggingface import CONFIG_FILE, write_tokenizer
 from neo_tf.errors import RequestError
 from neo_tf.output import new_folder
 
 MODEL_FILE, DECODER_FILE, DATA_FILE = "model.onnx", "decoder.onnx", "model.onnx_data"
-PRECISIONS = ("fp32",)
 
 
 def export_onnx(src, dst, precision="fp32", *, n_vocab=None, force=False, progress=None, **opening):
@@ -20,7 +20,7 @@ def export_onnx(src, dst, precision="fp32", *, n_vocab=None, force=False, progre
     Args:
         src: a Checkpoint, or what open_checkpoint opens.
         dst: the folder to write; appears whole or not at all.
-        precision: of the weights and the arithmetic; "fp32".
+        precision: of the matrices: "fp32"; "int8" or "int4", in blocks, for the CPU (int4 keeps 8 bits at the ends).
         n_vocab, force: see neo_tf.convert.
         progress: called as progress(name, bytes) after each tensor.
         opening: tokenizer, config, revision, moe_policy: see open_checkpoint.
@@ -37,8 +37,11 @@ def export_onnx(src, dst, precision="fp32", *, n_vocab=None, force=False, progre
     checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src, **opening)
     if n_vocab is not None:
         checkpoint = checkpoint.with_vocab(n_vocab)
-    weights = WeightFile(DATA_FILE)
-    graphs = {MODEL_FILE: build_model(checkpoint, weights), DECODER_FILE: build_decoder(checkpoint, weights)}
+    weights, bits = WeightFile(DATA_FILE), PRECISIONS[precision]
+    graphs = {
+        MODEL_FILE: build_model(checkpoint, weights, bits),
+        DECODER_FILE: build_decoder(checkpoint, weights, bits),
+    }
     with new_folder(dst, force=force, needs=weights.nbytes, source=checkpoint.path) as folder:
         checkpoint.verify()
         for name, model in graphs.items():
@@ -50,7 +53,7 @@ def export_onnx(src, dst, precision="fp32", *, n_vocab=None, force=False, progre
 
 def _write_configs(checkpoint, folder, precision):
     config = checkpoint.config.replace(precision="float32")
-    params = config.to_onnx()
+    params = config.to_onnx() | {"weight_precision": precision}
     (folder / CONFIG_FILE).write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(checkpoint, folder)
     (folder / "genai_config.json").write_text(json.dumps(_genai_config(config), indent=2) + "\n", encoding="utf-8")

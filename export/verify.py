@@ -8,9 +8,12 @@ import numpy as np
 from export.package import MODEL_FILE
 from neo_tf.cache_layout import cache_parts
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
+from neo_tf.checkpoints.huggingface import CONFIG_FILE
+from neo_tf.config import read_json
 from neo_tf.errors import CheckpointError, ConfigError, RequestError
 
 TOLERANCE = 1e-4  # absolute, on fp32 logits
+COSINES = {"int8": 0.999, "int4": 0.99}  # least mean cosine of the logits of a lower precision
 _PAST_WINDOW = 64  # tokens beyond the local window
 
 
@@ -25,6 +28,8 @@ class Deviation:
         position: of the token whose logits they are.
         token_id: which logit.
         logits: how many were compared.
+        cosine: mean over the positions, of the two logit vectors.
+        agreement: share of the positions at which both have the same largest logit.
     """
 
     graph: str
@@ -33,6 +38,12 @@ class Deviation:
     position: int
     token_id: int
     logits: int
+    cosine: float
+    agreement: float
+
+    def passes(self, precision, tolerance=TOLERANCE):
+        """Whether it is within the limit of a folder's precision: an error for fp32, a mean cosine for others."""
+        return self.cosine >= COSINES[precision] if precision in COSINES else self.error <= tolerance
 
 
 def verify(src, onnx_dir, *, tokens=None, seed=0, progress=None):
@@ -46,7 +57,7 @@ def verify(src, onnx_dir, *, tokens=None, seed=0, progress=None):
         progress: called as progress(tokens) with the tokens done; verify_work says how many there are.
 
     Returns:
-        A list of four Deviations. Compare their errors with TOLERANCE.
+        A list of four Deviations; Deviation.passes says whether they are within the limits.
 
     Raises:
         CheckpointError, ConfigError: either side cannot be used, or they are different models.
@@ -81,6 +92,11 @@ def verify(src, onnx_dir, *, tokens=None, seed=0, progress=None):
             progress(1)
         deviations += [whole.deviation(), steps.deviation()]
     return deviations
+
+
+def exported_precision(onnx_dir):
+    """The precision that a folder was exported in: a key of PRECISIONS."""
+    return read_json(Path(onnx_dir) / CONFIG_FILE).get("weight_precision", "fp32")
 
 
 def default_tokens(config):
@@ -143,6 +159,7 @@ class _Largest:
     def __init__(self, graph, mode):
         self.graph, self.mode = graph, mode
         self.error, self.position, self.token_id, self.logits = -1.0, 0, 0, 0
+        self.cosines, self.agreed = [], []
 
     def compare(self, got, expected, first):
         difference = np.abs(got - expected)
@@ -153,9 +170,14 @@ class _Largest:
             self.error = float(difference[row, column])
             self.position, self.token_id = first + int(row), int(column)
         self.logits += difference.size
+        norms = np.linalg.norm(got, axis=-1) * np.linalg.norm(expected, axis=-1)
+        self.cosines += list(np.nan_to_num((got * expected).sum(axis=-1) / norms, nan=-1.0))
+        self.agreed += list(got.argmax(axis=-1) == expected.argmax(axis=-1))
 
     def deviation(self):
-        return Deviation(self.graph, self.mode, self.error, self.position, self.token_id, self.logits)
+        where = (self.position, self.token_id, self.logits)
+        means = (float(np.mean(self.cosines)), float(np.mean(self.agreed)))
+        return Deviation(self.graph, self.mode, self.error, *where, *means)
 
 
 def _check_same(checkpoint, config):

@@ -34,6 +34,8 @@ class Precision(StrEnum):
     """Precisions of an exported folder."""
 
     fp32 = "fp32"
+    int8 = "int8"
+    int4 = "int4"
 
 
 Source = Annotated[
@@ -118,19 +120,26 @@ def verify(
     tolerance: Annotated[float, typer.Option(help="Largest difference of a logit that passes.", min=0)] = 1e-4,
 ):
     """Compare the source's logits with the exported graphs': every position, by prefill and token by token."""
-    from export.verify import default_tokens, verify_work
+    from export.verify import COSINES, default_tokens, exported_precision, verify_work
 
     checkpoint = _open(src, config=config, moe_policy=moe_policy)
     tokens = tokens or default_tokens(checkpoint.config)
     with count_progress("verifying", verify_work(tokens)) as progress:
         deviations = neo_tf.verify(checkpoint, onnx_dir, tokens=tokens, seed=seed, progress=progress)
-    table = summary_table("graph", "run", "logits", "largest error", "position", "token id")
+    table = summary_table("graph", "run", "error", "position", "token", "cosine", "top-1")
     for found in deviations:
-        row = (f"{found.logits:,}", f"{found.error:.2e}", str(found.position), str(found.token_id))
-        table.add_row(found.graph, found.mode, *row)
+        where = (f"{found.error:.2e}", str(found.position), str(found.token_id))
+        table.add_row(found.graph, found.mode, *where, f"{found.cosine:.6f}", f"{found.agreement:.1%}")
     console.print(table)
-    worst = max(found.error for found in deviations)
-    if not worst <= tolerance:
+    worst, precision = max(found.error for found in deviations), exported_precision(onnx_dir)
+    passed = all(found.passes(precision, tolerance) for found in deviations)
+    if precision in COSINES:
+        cosine, limit = min(found.cosine for found in deviations), COSINES[precision]
+        if not passed:
+            raise NeoTFError(f"{onnx_dir}: the logits' mean cosine {cosine:.5f} is below {limit} for {precision}")
+        console.print(f"{tokens} tokens: the mean cosine {cosine:.6f} is above {limit}, the limit for {precision}")
+        return
+    if not passed:
         raise NeoTFError(f"{onnx_dir}: logits differ from the source's by {worst:.2e}, more than {tolerance:.0e}")
     console.print(f"{tokens} tokens: the largest error {worst:.2e} is within {tolerance:.0e}")
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from neo_tf.config import GPTNeoConfig
+from neo_tf.config import GPTNeoConfig, read_json
 from neo_tf.output import readable_bytes
 from neo_tf.variables import count_parameters
 
@@ -21,7 +21,8 @@ def describe(path):
         config = GPTNeoConfig.from_file(folder / "config.json")
         text = _text_of(folder / "tokenizer.json")
         weights = (folder / "model.onnx_data").stat().st_size
-        return {"format": "ONNX folder", **_model(config, config.precision, weights), "tokenizer": _tokenizer(text)}
+        precision = read_json(folder / "config.json").get("weight_precision", config.precision)
+        return {"format": "ONNX folder", **_model(config, precision, weights), "tokenizer": _tokenizer(text)}
     from neo_tf.checkpoints import open_checkpoint
 
     checkpoint = open_checkpoint(path)
