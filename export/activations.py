@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from neo_tf.config import ACTIVATIONS
+from neo_tf.options import ACTIVATIONS
 
 # Names that one ONNX operator computes.
 _OPERATORS = {

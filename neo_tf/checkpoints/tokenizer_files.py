@@ -4,8 +4,9 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from neo_tf.config import GPT2_VOCAB_SIZE, read_json
+from neo_tf.config import read_json
 from neo_tf.errors import CheckpointError, ConfigError
+from neo_tf.options import GPT2_VOCAB_SIZE
 
 DATASET_KEYS = ("tokenizer_path", "eos_id", "padding_id")
 

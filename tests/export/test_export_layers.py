@@ -9,7 +9,7 @@ from conftest import GOLDEN
 
 from export.builder import Graph, WeightFile
 from export.layers import activation
-from neo_tf.config import ACTIVATIONS
+from neo_tf.options import ACTIVATIONS
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

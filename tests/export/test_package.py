@@ -12,8 +12,8 @@ import neo_tf
 from export.package import is_onnx_folder
 from export.verify import PortableSession
 from neo_tf.checkpoints.initialise import random_checkpoint
-from neo_tf.config import ACTIVATIONS
 from neo_tf.errors import CheckpointError, ConfigError, OutputError, RequestError
+from neo_tf.options import ACTIVATIONS
 from runtime.session import Session
 
 FILES = {

@@ -64,7 +64,7 @@ def test_export_and_verify(run, tmp_path):
     assert err.startswith(f"{tmp_path / 'onnx'}: ONNX, fp32, 1.5 million parameters")
     _, err = run("verify", TINY_PYTHON, tmp_path / "onnx", "--tokens", 280)
     assert "is within 1e-04" in err
-    assert err.count(f"{280 * 2048:,}") == 4  # two graphs, whole and step by step
+    assert "280 tokens" in err and err.count("step by step") == err.count("prefill") == 2
 
 
 def test_verify_fails_where_the_weights_differ(tmp_path, capfd):

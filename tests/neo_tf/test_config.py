@@ -4,8 +4,9 @@ import json
 import pytest
 from conftest import DECODABLE, GLOBAL_LOCAL, GOLDEN, TINY_PYTHON
 
-from neo_tf.config import _UNSUPPORTED, GPTNeoConfig, collapse_attention_types, expand_attention_types
+from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import ConfigError
+from neo_tf.options import UNSUPPORTED, collapse_attention_types, expand_attention_types
 
 # No field has its default, so that none can be lost on the way without a difference.
 FULL = GPTNeoConfig(
@@ -74,7 +75,7 @@ def test_activation_function_is_ignored_and_activation_fn_is_read():
 
 
 def test_what_has_no_layer_is_refused_by_name():
-    for key in _UNSUPPORTED:
+    for key in UNSUPPORTED:
         with pytest.raises(ConfigError, match=f"{key} = true"):
             GPTNeoConfig.from_original(ORIGINAL | {key: True})
 
