@@ -6,6 +6,8 @@ same alone and in company. With moe_capacity_factor_eval at the number of expert
 
 import numpy as np
 
+from export.activations import activation
+
 
 def moe(x, scope, config):
     """A mixture in place of the mlp; every position goes to its two best experts. [batch, seq, embd], same result."""
@@ -28,7 +30,8 @@ def moe(x, scope, config):
         weights = op("Add", weights, op("Mul", second, weight_2))
 
     # [batch, 1, seq, embd] x [experts, embd, hidden] -> [batch, experts, seq, hidden] -> [batch, experts, seq, embd]
-    h = op("Relu", op("MatMul", op("Unsqueeze", x, constant([1])), scope["wi"].weight("kernel"), name="wi"))
+    h = op("MatMul", op("Unsqueeze", x, constant([1])), scope["wi"].weight("kernel"), name="wi")
+    h = activation(h, scope["moe"], params["moe_activation"])
     y = op("MatMul", h, scope["wo"].weight("kernel"), name="wo")
     # [batch, seq, experts] -> [batch, experts, seq, 1]
     weights = op("Unsqueeze", op("Transpose", weights, perm=[0, 2, 1]), constant([-1]))

@@ -181,7 +181,7 @@ def generate(
         if started is None:
             started = time.perf_counter()
             sys.stdout.write(prompt)
-        count += 1
+        count += bool(text)
         sys.stdout.write(text)
         sys.stdout.flush()
 
@@ -199,7 +199,8 @@ def generate(
     seconds = time.perf_counter() - started
     sys.stdout.write("\n")
     if sys.stderr.isatty() and count > 1:
-        console.print(f"[dim]{count} tokens, {(count - 1) / seconds:.0f} tokens/s on {generator.session.device}[/dim]")
+        rate = (count - 1) / seconds
+        console.print(f"{count} pieces of text, {rate:.0f} a second on {generator.session.device}", style="dim")
 
 
 @app.command()

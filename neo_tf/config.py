@@ -13,7 +13,17 @@ from neo_tf.config_formats import (
     write_original,
 )
 from neo_tf.errors import ConfigError
-from neo_tf.options import ACTIVATIONS, ATTENTION_TYPES, MOE_DEFAULTS, MOE_POLICIES, PRECISIONS, UNUSABLE_ACTIVATIONS
+from neo_tf.options import (
+    ACTIVATIONS,
+    ATTENTION_TYPES,
+    MOE_ACTIVATIONS,
+    MOE_DEFAULTS,
+    MOE_POLICIES,
+    PRECISIONS,
+    UNUSABLE_ACTIVATIONS,
+)
+
+_MODES = ("train", "eval")
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,8 @@ class GPTNeoConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ConfigError(f"{name} must be a token id, not {value!r}")
+        if self.pad_token_id is not None and self.pad_token_id < 0:
+            raise ConfigError(f"pad_token_id must not be negative, not {self.pad_token_id}")
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.n_vocab:
             raise ConfigError(f"eos_token_id {self.eos_token_id} is outside the vocabulary of {self.n_vocab}")
 
@@ -146,21 +158,32 @@ class GPTNeoConfig:
         self._check_moe()
 
     def _check_moe(self):
-        object.__setattr__(self, "moe_layers", tuple(self.moe_layers))
+        if not isinstance(self.moe_layers or (), list | tuple):
+            raise ConfigError(f"moe_layers must be a list of layers, not {self.moe_layers!r}")
+        if not isinstance(self.moe_params or {}, dict):
+            raise ConfigError(f"moe_params must be an object, not {self.moe_params!r}")
+        object.__setattr__(self, "moe_layers", tuple(self.moe_layers or ()))
         if not self.moe_layers:
             object.__setattr__(self, "moe_params", {})
             return
         for layer in self.moe_layers:
             if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < self.n_layer:
                 raise ConfigError(f"moe_layers names layer {layer!r}, but n_layer is {self.n_layer}")
-        params = MOE_DEFAULTS | self.moe_params
+        params = MOE_DEFAULTS | (self.moe_params or {})
         object.__setattr__(self, "moe_params", params)
         for name in ("moe_num_experts", "moe_hidden_size", "moe_group_size"):
             if not _is_positive_int(params[name]):
                 raise ConfigError(f"{name} must be a positive integer, not {params[name]!r}")
-        for name, known in (("moe_gating", ("top_2",)), ("moe_activation", ("relu",))):
+        numbers = ("moe_loss_coef", "moe_min_expert_capacity")
+        numbers += tuple(f"moe_{name}_{mode}" for name in ("capacity_factor", "second_threshold") for mode in _MODES)
+        for name in numbers:
+            if not _is_number(params[name]) or params[name] < 0:
+                raise ConfigError(f"{name} must be a number from 0 on, not {params[name]!r}")
+        for name, known in (("moe_gating", ("top_2",)), ("moe_activation", MOE_ACTIVATIONS)):
             if params[name] not in known:
                 raise ConfigError(f"{name} {params[name]!r} is not supported (known: {', '.join(known)})")
+        if self.precision == "bfloat16":
+            raise ConfigError("moe_layers with precision bfloat16: the original itself crashes on it")
         for name in ("moe_second_policy_train", "moe_second_policy_eval"):
             if params[name] not in MOE_POLICIES:
                 raise ConfigError(f"{name} {params[name]!r} is not one of {', '.join(MOE_POLICIES)}")

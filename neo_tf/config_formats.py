@@ -48,10 +48,13 @@ def read_original(params):
     values = {key: params[key] if params.get(key) is not None else default for key, default in optional.items()}
     for key in ("num_mem_kv", "axial_pos_emb", "moe_layers", "moe_params"):
         values[key] = values[key] or optional[key]  # false, 0 and [] mean the same as absent
+    if values["moe_layers"] and isinstance(values["moe_params"], dict):
+        # The original reads this key beside moe_params, not inside.
+        values["moe_params"] = values["moe_params"] | {"moe_activation": params.get("moe_activation") or "relu"}
     values |= {flag: params.get(flag) == True for flag in FLAGS}  # noqa: E712  (1 is on, "yes" is off)
     values["rotary_emb"] = params.get("rotary_emb") is not None  # even false switches it on there
     sizes = {key: params[key] for key in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")}
-    read = {*sizes, *values, "attention_types"}
+    read = {*sizes, *values, "attention_types", "moe_activation"}
     return {
         **sizes,
         **values,
@@ -82,7 +85,9 @@ def write_original(config):
     if config.untied_lm_head:
         params["untied_lm_head"] = True
     if config.moe_layers:
-        params |= {"moe_layers": list(config.moe_layers), "moe_params": config.moe_params}
+        inside = {key: value for key, value in config.moe_params.items() if key != "moe_activation"}
+        params |= {"moe_layers": list(config.moe_layers), "moe_params": inside}
+        params["moe_activation"] = config.moe_params["moe_activation"]
     for key in ("eos_token_id", "pad_token_id"):
         if getattr(config, key) is not None:
             params[key] = getattr(config, key)
@@ -110,7 +115,7 @@ def read_huggingface_config(params):
         raise ConfigError(
             f"attention_layers {params['attention_layers']} contradicts attention_types {params['attention_types']}"
         )
-    activation = params.get("activation_function", "gelu_new")
+    activation = params.get("activation_function") or "gelu_new"
     if "activation_fn" not in params and str(activation) not in _ACTIVATION_FROM_HF:
         known = ", ".join(_ACTIVATION_FROM_HF)
         raise ConfigError(f"activation_function {activation!r} is not supported (known: {known})")
@@ -137,15 +142,15 @@ def read_huggingface_config(params):
         n_head=params["num_heads"],
         n_layer=params["num_layers"],
         attention_types=attention_types,
-        local_attention_radius=params.get("window_size", 256),
+        local_attention_radius=_given(params, "window_size", 256),
         activation_fn=params.get("activation_fn") or _ACTIVATION_FROM_HF[activation],
         **{key: params[key] for key in OPTIONS if key in params},
         n_inner=params.get("intermediate_size"),
-        layer_norm_epsilon=params.get("layer_norm_epsilon", 1e-5),
-        precision=params.get("dtype") or params.get("torch_dtype") or "float32",
-        embed_dropout=params.get("embed_dropout", 0.0),
-        attn_dropout=params.get("attention_dropout", 0.0),
-        res_dropout=params.get("resid_dropout", 0.0),
+        layer_norm_epsilon=_given(params, "layer_norm_epsilon", 1e-5),
+        precision=_precision(params.get("dtype") or params.get("torch_dtype")),
+        embed_dropout=_given(params, "embed_dropout", 0.0),
+        attn_dropout=_given(params, "attention_dropout", 0.0),
+        res_dropout=_given(params, "resid_dropout", 0.0),
         eos_token_id=eos,
         untied_lm_head=params.get("tie_word_embeddings") is False,
         pad_token_id=params.get("pad_token_id"),
@@ -212,6 +217,17 @@ def _huggingface_keys(config):
     if config.training:
         params["neo_tf"] = config.training
     return params
+
+
+def _given(params, key, default):
+    """A key's value; null means the default."""
+    return default if params.get(key) is None else params[key]
+
+
+def _precision(stated):
+    """A precision as transformers writes it; the weights themselves have the last word."""
+    name = str(stated or "float32").removeprefix("torch.")
+    return "float32" if name == "auto" else name
 
 
 def _require_keys(params, keys):

@@ -10,10 +10,10 @@ _ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ALWAYS = ("*.json", "merges.txt")
 # Weights in the order of preference: the first kind that a model has is the one that is downloaded.
 _WEIGHTS = (
-    ("decoder.onnx", "model.onnx", "model.onnx_data"),
     ("model.safetensors", "model-*.safetensors"),
     ("pytorch_model.bin", "pytorch_model-*.bin"),
-    ("model.ckpt-*", "checkpoint"),
+    ("model.ckpt-*", "model.ckpt-*", "checkpoint"),
+    ("decoder.onnx", "decoder.onnx", "model.onnx", "model.onnx_data"),
 )
 
 

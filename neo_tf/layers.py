@@ -3,7 +3,7 @@
 export/layers.py is the ONNX twin: the same functions, names and order.
 """
 
-from keras import ops, random, saving
+from keras import losses, ops, random, saving
 
 from neo_tf.activations import activation
 from neo_tf.rotary import rotary_tables
@@ -156,13 +156,14 @@ def axial_positional_emb(scope, config):
     return ops.pad(table, ((0, missing), (0, 0)))[: config.n_ctx]
 
 
-def embed(token_ids, scope, config):
-    """Token plus position embedding: int [batch, seq] -> [batch, seq, embd]."""
-    h = ops.take(scope["wte"], token_ids, axis=0)
+def embed(token_ids, scope, config, training=False, seed=None):
+    """Token plus position embedding, each with its own dropout: int [batch, seq] -> [batch, seq, embd]."""
+    rate = config.embed_dropout if training else 0.0
+    h = dropout(ops.take(scope["wte"], token_ids, axis=0), rate, seed)
     if config.rotary_emb:
         return h
     wpe = axial_positional_emb(scope, config) if config.axial_pos_emb else ops.convert_to_tensor(scope["wpe"])
-    return h + wpe[: ops.shape(token_ids)[1]]
+    return h + dropout(wpe[: ops.shape(token_ids)[1]], rate, seed)
 
 
 def unembed(h, scope, config):
@@ -176,11 +177,23 @@ def unembed(h, scope, config):
 
 
 @saving.register_keras_serializable("neo_tf")
-def cross_entropy_with_z_loss(labels, logits, z_loss=1e-4):
-    """The original's loss of every token: int [batch, seq], float32 [batch, seq, n_vocab] -> [batch, seq].
+class CrossEntropyWithZLoss(losses.Loss):
+    """The original's loss: cross-entropy plus z_loss * log(Z)^2, the mean over all tokens.
 
-    Cross-entropy plus z_loss * log(Z)^2, as mesh_tensorflow's softmax_cross_entropy_with_logits.
+    As mesh_tensorflow's softmax_cross_entropy_with_logits. Call it with int labels [batch, seq] and float32 logits
+    [batch, seq, n_vocab].
     """
-    log_z = ops.logsumexp(logits, axis=-1)
-    chosen = ops.take_along_axis(logits, ops.cast(labels, "int32")[..., None], axis=-1)[..., 0]
-    return log_z - chosen + z_loss * ops.square(log_z)
+
+    def __init__(self, z_loss=1e-4, name="cross_entropy_with_z_loss", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.z_loss = z_loss
+
+    def call(self, labels, logits):
+        """The loss of every token: [batch, seq]."""
+        log_z = ops.logsumexp(logits, axis=-1)
+        chosen = ops.take_along_axis(logits, ops.cast(labels, "int32")[..., None], axis=-1)[..., 0]
+        return log_z - chosen + self.z_loss * ops.square(log_z)
+
+    def get_config(self):
+        """What the constructor needs."""
+        return super().get_config() | {"z_loss": self.z_loss}

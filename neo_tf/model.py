@@ -5,10 +5,10 @@ import contextlib
 import keras
 
 from neo_tf.config import GPTNeoConfig
+from neo_tf.errors import ConfigError
 from neo_tf.layers import (
+    CrossEntropyWithZLoss,
     attn,
-    cross_entropy_with_z_loss,
-    dropout,
     embed,
     layer_norm,
     mlp,
@@ -17,7 +17,7 @@ from neo_tf.layers import (
     unembed,
 )
 from neo_tf.moe import moe
-from neo_tf.variables import ROOT, layer_scope, model_variables
+from neo_tf.variables import ROOT, layer_scope, model_variables, storage_name
 
 
 class Scope(dict):
@@ -138,11 +138,9 @@ class GPTNeo(_Scoped, keras.Model):
 
     Example:
         >>> model = GPTNeo.from_checkpoint("models/gpt-neo-125M")
-        >>> model.compile("adam", loss=GPTNeo.loss_fn)
+        >>> model.compile("adam", loss=model.loss_fn)
         >>> model.fit(token_ids[:, :-1], token_ids[:, 1:])
     """
-
-    loss_fn = staticmethod(cross_entropy_with_z_loss)
 
     def __init__(self, config, dtype=None, name=ROOT, **kwargs):
         super().__init__(name=name, dtype=dtype, **kwargs)
@@ -174,8 +172,7 @@ class GPTNeo(_Scoped, keras.Model):
     def call(self, token_ids, training=False):
         """int [batch, seq] -> float32 [batch, seq, n_vocab]."""
         config, scope = self.config, self.scope
-        h = embed(token_ids, scope, config)
-        h = dropout(h, config.embed_dropout if training else 0.0, self.seed_generator)
+        h = embed(token_ids, scope, config, training, self.seed_generator)
         for layer in self.blocks:
             h = layer(h, training=training, scope=scope[""] if config.share_parameters else None)
         return unembed(h, scope, config)
@@ -183,6 +180,19 @@ class GPTNeo(_Scoped, keras.Model):
     def compute_output_shape(self, input_shape):
         """[batch, seq] -> [batch, seq, n_vocab]."""
         return (*input_shape, self.config.n_vocab)
+
+    @property
+    def loss_fn(self):
+        """The original's loss as a function of (labels, logits), with the config's z_loss; for model.compile.
+
+        Raises:
+            ConfigError: the config asks for the original's entmax_loss.
+        """
+        training = self.config.training
+        if training.get("entmax_loss"):
+            raise ConfigError("entmax_loss is not supported: it is not a number in the original's own training")
+        z_loss = training.get("z_loss")
+        return CrossEntropyWithZLoss(1e-4 if z_loss is None else z_loss)
 
     @property
     def canonical_weights(self):
@@ -196,12 +206,12 @@ class GPTNeo(_Scoped, keras.Model):
     def save_own_variables(self, store):
         """Stores every variable under its canonical name."""
         for path, weight in self.canonical_weights.items():
-            store[path] = weight
+            store[storage_name(path)] = weight
 
     def load_own_variables(self, store):
         """Loads every variable from its canonical name."""
         for path, weight in self.canonical_weights.items():
-            weight.assign(store[path])
+            weight.assign(store[storage_name(path)])
 
     def get_config(self):
         """What from_config needs."""

@@ -2,6 +2,8 @@
 
 from keras import ops, random
 
+from neo_tf.activations import activation
+
 
 def moe(x, scope, config, training=False, seed=None):
     """A mixture in place of the mlp; every position goes to its two best experts, as far as they have room.
@@ -25,10 +27,10 @@ def moe(x, scope, config, training=False, seed=None):
     groups = _groups(positions, params["moe_group_size"])
     # [batch, seq, embd] -> [groups, size, embd]
     inputs = ops.reshape(x, (groups, -1, config.n_embd))
-    size = ops.cast(positions // groups, "float32")
-    capacity = ops.minimum(size, ops.floor(size * params[f"moe_capacity_factor_{mode}"] / experts))
+    capacity = _capacity(positions // groups, params[f"moe_capacity_factor_{mode}"], params)
 
-    gates = ops.softmax(ops.cast(ops.matmul(inputs, scope["top_2_gating"]["kernel"]), "float32"), axis=-1)
+    gating = ops.cast(scope["top_2_gating"]["kernel"], "float32")
+    gates = ops.softmax(ops.matmul(ops.cast(inputs, "float32"), gating), axis=-1)
     first, second, weight_1, weight_2 = _top_2(gates, experts)
     loss = _imbalance(gates, first, experts)
     if params["moe_use_second_place_loss"]:
@@ -43,7 +45,8 @@ def moe(x, scope, config, training=False, seed=None):
     weights = ops.cast(first * weight_1 + second * weight_2, x.dtype)
 
     # [groups, size, embd] x [experts, embd, hidden] -> [groups, experts, size, hidden]
-    h = ops.relu(ops.einsum("gsd,edf->gesf", inputs, ops.convert_to_tensor(scope["wi"]["kernel"])))
+    h = ops.einsum("gsd,edf->gesf", inputs, ops.convert_to_tensor(scope["wi"]["kernel"]))
+    h = activation(h, params["moe_activation"])
     if training and params.get("moe_dropout_rate"):
         h = random.dropout(h, params["moe_dropout_rate"], seed=seed)
     y = ops.einsum("gesf,efd->gesd", h, ops.convert_to_tensor(scope["wo"]["kernel"]))
@@ -77,6 +80,16 @@ def _second_policy(weight_2, params, mode, seed):
 def _imbalance(proxy, chosen, experts):
     """The loss that keeps experts equally busy: of soft [groups, size, experts] and one-hot choices."""
     return ops.mean(ops.mean(proxy, axis=1) * ops.mean(chosen, axis=1)) * experts * experts
+
+
+def _capacity(size, factor, params):
+    """Positions of a group that an expert takes, as float32: mesh_tensorflow's int(size * factor / experts)."""
+    least, experts = params["moe_min_expert_capacity"], params["moe_num_experts"]
+    if isinstance(size, int):
+        return float(max(min(size, int(size * factor / experts)), least))
+    size = ops.cast(size, "float64")  # float32 would round some products to the next whole number
+    room = ops.floor(size * ops.cast(factor, "float64") / ops.cast(experts, "float64"))
+    return ops.cast(ops.maximum(ops.minimum(size, room), ops.cast(least, "float64")), "float32")
 
 
 def _groups(positions, largest):

@@ -28,7 +28,8 @@ UNSUPPORTED = ("mlm_training",)
 FLAGS = ("no_weight_tie", "rezero", "scalenorm", "macaron", "share_parameters", "mlp_glu")
 # Options that Hugging Face's GPT-Neo has no key for.
 OPTIONS = (*FLAGS, "rotary_emb", "axial_pos_emb", "num_mem_kv", "moe_layers", "moe_params")
-# mesh_tensorflow's set_default_moe_hparams, as far as a forward pass reads it.
+# mesh_tensorflow's set_default_moe_hparams, as far as a forward pass reads it; moe_activation is a key of its own in
+# the original's config, beside moe_params.
 MOE_DEFAULTS = {
     "moe_gating": "top_2",
     "moe_num_experts": 16,
@@ -42,8 +43,11 @@ MOE_DEFAULTS = {
     "moe_second_policy_eval": "random",
     "moe_second_threshold_train": 0.2,
     "moe_second_threshold_eval": 0.2,
+    "moe_min_expert_capacity": 1,
     "moe_activation": "relu",
 }
+# mesh_tensorflow's functions by these names are the activations of the same name.
+MOE_ACTIVATIONS = ("relu", "gelu", "sigmoid", "tanh", "selu", "elu", "softplus")
 MOE_POLICIES = ("all", "none", "threshold", "random")
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from neo_tf.errors import NeoTFError, OutputError
 
-# Files that neo-tf writes, by pattern: --force replaces a folder of these, and never one with anything else in it.
+# Files that neo-tf writes, by pattern: --force replaces a folder of these, and never one with anything else in it, or
+# without weights.
+_WEIGHTS = ("model*.safetensors", "model.weights.h5", "model.onnx_data", "model.ckpt-*.index")
 _OURS = (
-    *("*.json", "*.safetensors", "*.h5", "*.onnx", "*.onnx_data", "checkpoint", "merges.txt"),
-    *("model.ckpt-*", "README.md"),
+    *("config.json", "generation_config.json", "genai_config.json", "dataset.json", "checkpoint", *_WEIGHTS),
+    *("tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json", "*.onnx", "model.ckpt-*.data-*-of-*"),
 )
 _PARTIAL, _OLD = ".partial-", "-old"
 
@@ -50,6 +52,7 @@ def new_folder(dst, *, force=False, needs=0, source=None):
         yield partial
         partial.chmod(0o777 & ~_umask())
         _sync(partial)
+        _check_target(dst, force, source)  # again: much may have come there while this was written
         _replace(partial, final)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -87,6 +90,8 @@ def _check_target(dst, force, source):
     foreign = [entry.name for entry in held if entry.is_dir() or not any(entry.match(pattern) for pattern in _OURS)]
     if foreign:
         raise OutputError(f"{dst}: holds {foreign[0]!r}, which neo-tf did not write: not replaced even with --force")
+    if held and not any(entry.match(pattern) for entry in held for pattern in _WEIGHTS):
+        raise OutputError(f"{dst}: holds no weights that neo-tf wrote: not replaced even with --force")
 
 
 def _remove_leftovers(parent, name):

@@ -104,6 +104,16 @@ def model_variables(config):
     return {f"{ROOT}/{name}": variable for name, variable in variables.items()}
 
 
+def storage_name(name):
+    """A canonical name as a path that HDF5 keeps apart: it would collapse the double slash of shared layers."""
+    return name.replace("//", "/shared/")
+
+
+def canonical_name(path):
+    """The inverse of storage_name."""
+    return path.replace(f"{ROOT}/shared/", f"{ROOT}//")
+
+
 def layer_scope(config, layer):
     """A layer's scope below the root: h0, h1, ..., or the empty one that all layers share."""
     return "" if config.share_parameters else f"h{layer}"

@@ -93,6 +93,8 @@ class Engine:
 
     def check(self, request):
         """Raises RequestError where a request cannot be served: its prompt's ids or lengths."""
+        if request.tokens or request.finish_reason:
+            raise RequestError("the request has run already: make a new one")
         prompt, n_ctx, n_vocab = request.prompt, self.config.n_ctx, self.config.n_vocab
         if len(prompt) == 0:
             raise RequestError("the prompt is empty: it needs at least one token")

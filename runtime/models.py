@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import neo_tf
-from neo_tf.errors import CheckpointError
+from neo_tf.errors import CheckpointError, OutputError
 from neo_tf.hub import download, is_hub_id
 from runtime.session import DECODER_FILE
 
@@ -56,7 +56,11 @@ def _exported(path, tokenizer, progress):
 
         checkpoint = open_checkpoint(path, tokenizer)
         with progress(checkpoint.nbytes) if progress else contextlib.nullcontext() as callback:
-            export_onnx(checkpoint, folder, progress=callback)
+            try:
+                export_onnx(checkpoint, folder, progress=callback)
+            except OutputError:
+                if not (folder / DECODER_FILE).is_file():  # else another process made the same folder meanwhile
+                    raise
     return folder
 
 

@@ -105,7 +105,7 @@ def _moe(given, var, scope, x):
         groups += 1
     out = np.zeros_like(flat)
     for rows in np.array_split(np.arange(len(flat)), groups):
-        room = min(len(rows), int(len(rows) * params["moe_capacity_factor_eval"] / experts))
+        room = max(1, min(len(rows), int(len(rows) * params["moe_capacity_factor_eval"] / experts)))
         gates = _softmax(flat[rows] @ var(f"{scope}/top_2_gating/kernel"))
         first = gates.argmax(-1)
         rest = gates.copy()

@@ -65,6 +65,28 @@ def test_graphs_give_every_position_its_experts(policy, reference, tmp_path):
                 assert np.abs(logits[0] - expected[row, position]).max() < TOLERANCE
 
 
+@pytest.mark.parametrize("name", ["gelu", "tanh"])
+def test_the_activation_is_the_key_beside_moe_params(name, reference, tmp_path):
+    ids = reference("moe").inputs
+    (tmp_path / "config.json").write_text(json.dumps(params_with() | {"moe_activation": name}))
+    checkpoint = neo_tf.open_checkpoint(MOE, config=tmp_path / "config.json")
+    assert checkpoint.config.to_original()["moe_activation"] == name
+    logits = np.asarray(neo_tf.GPTNeo.from_checkpoint(checkpoint)(ids))
+    assert np.abs(logits - neo_tf.GPTNeo.from_checkpoint(MOE)(ids)).max() > 0.01
+    neo_tf.export_onnx(checkpoint, tmp_path / "onnx")
+    assert max(found.error for found in neo_tf.verify(checkpoint, tmp_path / "onnx")) < TOLERANCE
+
+
+def test_an_expert_has_room_for_one_at_least():
+    model = neo_tf.GPTNeo.from_checkpoint(MOE)
+    roomy = model.config.replace(moe_params=model.config.moe_params | {"moe_capacity_factor_eval": 4.0})
+    other = neo_tf.GPTNeo(roomy)
+    for name, weight in other.canonical_weights.items():
+        weight.assign(model.canonical_weights[name])
+    one_token = np.array([[5]])  # int(1 * 2.0 / 4) would be none
+    assert np.abs(model(one_token) - other(one_token)).max() == 0
+
+
 def test_the_random_default_is_refused_and_replaced_on_request(tmp_path):
     params = json.loads((MOE / "config.json").read_text())
     del params["moe_params"]["moe_second_policy_eval"]

@@ -164,10 +164,10 @@ def write_tokenizer(checkpoint, folder):
 
 def _weight_files(folder):
     for single, index_name in ((WEIGHTS_FILE, INDEX_FILE), (BIN_FILE, BIN_INDEX_FILE)):
-        if (folder / index_name).is_file():
-            break
         if (folder / single).is_file():
             return [folder / single]
+        if (folder / index_name).is_file():
+            break
     index = read_json(folder / index_name)
     try:
         names = sorted({str(Path(name)) for name in index["weight_map"].values()})

@@ -10,6 +10,7 @@ from neo_tf.checkpoints.checkpoint import DTYPES, Checkpoint, LazyTensor
 from neo_tf.checkpoints.tokenizer_files import find_tokenizer
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError, MissingExtraError
+from neo_tf.variables import canonical_name, storage_name
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.weights.h5"
@@ -39,7 +40,7 @@ def read_keras(path, tokenizer=None, config=None):
     def visit(name, item):
         if isinstance(item, h5py.Dataset):
             dtype = DTYPES["bfloat16"] if item.attrs.get("dtype") == "bfloat16" else item.dtype
-            tensors[name] = LazyTensor(item.shape, dtype, lambda: _read(file, name, dtype))
+            tensors[canonical_name(name)] = LazyTensor(item.shape, dtype, lambda: _read(file, name, dtype))
 
     try:
         with h5py.File(file) as store:
@@ -67,7 +68,7 @@ def write_keras(checkpoint, folder, progress):
         with h5py.File(file, "w") as store:
             group = store.create_group(_GROUP)
             for name, tensor in checkpoint.tensors.items():
-                dataset = group.create_dataset(name, data=tensor.read())
+                dataset = group.create_dataset(storage_name(name), data=tensor.read())
                 if tensor.dtype == DTYPES["bfloat16"]:
                     dataset.attrs["dtype"] = "bfloat16"  # as Keras marks it: HDF5 has no such type
                 progress(name, tensor.nbytes)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor
+from neo_tf.checkpoints.checkpoint import DTYPES, Checkpoint, LazyTensor
 from neo_tf.checkpoints.tokenizer_files import find_tokenizer, with_token_ids
 from neo_tf.config import GPTNeoConfig, read_json
 from neo_tf.errors import CheckpointError, ConfigError
@@ -111,8 +111,8 @@ def read_mesh_tf(path, tokenizer=None, config=None, moe_policy=None):
 def write_mesh_tf(checkpoint, folder, progress):
     """Writes a folder that the original code restores: the checkpoint, its config and its dataset config.
 
-    Shards are written one after the other and merged by name, so only one is in memory. float16 variables, which the
-    original does not have, are widened to float32.
+    Shards are written one after the other and merged by name, so only one is in memory. The original has one type for
+    all variables, bfloat16 or float32: float16 and mixed ones are widened to float32.
 
     Args:
         checkpoint: a Checkpoint.
@@ -120,6 +120,8 @@ def write_mesh_tf(checkpoint, folder, progress):
         progress: called as progress(name, bytes) after each tensor.
     """
     tf = import_tensorflow()
+    _write_configs(checkpoint, folder)  # first: it refuses what the original has no key for
+    dtype = _master_dtype(checkpoint)
     step = int(checkpoint.config.training.get(GLOBAL_STEP, 0))
     target = str(folder / f"model.ckpt-{step}")
     shards, names, values, size = [], [GLOBAL_STEP], [tf.constant(step, tf.int64)], 0
@@ -136,9 +138,7 @@ def write_mesh_tf(checkpoint, folder, progress):
         for name, tensor in checkpoint.tensors.items():
             if size and size + tensor.nbytes > _SHARD_BYTES:
                 flush()
-            value = tensor.read()
-            if value.dtype == np.float16:
-                value = value.astype(np.float32)
+            value = tensor.read().astype(dtype, copy=False)
             names.append(name)
             values.append(tf.constant(value))
             size += value.nbytes
@@ -151,13 +151,18 @@ def write_mesh_tf(checkpoint, folder, progress):
     (folder / "checkpoint").write_text(
         f'model_checkpoint_path: "model.ckpt-{step}"\nall_model_checkpoint_paths: "model.ckpt-{step}"\n'
     )
-    _write_configs(checkpoint, folder)
+
+
+def _master_dtype(checkpoint):
+    """The one type of all variables in the original: bfloat16 where all are, else float32, which holds any of them."""
+    dtypes = {tensor.dtype for tensor in checkpoint.tensors.values()}
+    return DTYPES["bfloat16"] if dtypes == {DTYPES["bfloat16"]} else DTYPES["float32"]
 
 
 def _write_configs(checkpoint, folder):
     config = checkpoint.config
     params = config.to_original()
-    params["precision"] = "bfloat16" if checkpoint.dtype == "bfloat16" else "float32"
+    params["precision"] = "bfloat16" if _master_dtype(checkpoint) == DTYPES["bfloat16"] else "float32"
     # The original has no names for these: eos and padding belong to its dataset config.
     eos, padding = params.pop("eos_token_id", None), params.pop("pad_token_id", None)
     params.pop(GLOBAL_STEP, None)

@@ -28,7 +28,7 @@ def find_tokenizer(folder, n_vocab, explicit=None):
         return _checked(found, explicit, n_vocab)
     found = _beside(Path(folder)) if folder is not None else None
     if found is not None:
-        return _checked(found, folder, n_vocab)
+        return _checked(found, folder)
     return gpt2_tokenizer() if n_vocab >= GPT2_VOCAB_SIZE else None
 
 
@@ -105,11 +105,15 @@ def _beside(folder):
                 f"{folder}: vocab.json and merges.txt make no tokenizer: {_first_line(error)}"
             ) from None
     name = read_dataset_config(folder).get("tokenizer_path")
-    # The path is of the machine that trained the model: try it as it is, then its file name beside the config.
-    for path in (Path(name), folder / name, folder / Path(name).name) if name else ():
+    if name is None or not str(name).endswith(".json"):
+        return None  # the name of a pretrained tokenizer, "gpt2" in the original's own configs
+    # The path may be of the machine that trained the model: then its last part lies beside the config.
+    for path in (folder / Path(name).name, folder / name):  # the second is `name` itself where that is absolute
         if path.is_file():
             return _read(path)
-    return None
+    raise CheckpointError(
+        f"{folder}: the dataset config names the tokenizer {name}, which is not there: use --tokenizer"
+    )
 
 
 def _read(path):
@@ -119,7 +123,7 @@ def _read(path):
         raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _checked(text, source, n_vocab):
+def _checked(text, source, n_vocab=None):
     from tokenizers import Tokenizer
 
     try:
@@ -127,7 +131,8 @@ def _checked(text, source, n_vocab):
     except Exception as error:  # tokenizers raises plain Exception
         raise CheckpointError(f"{source}: not a tokenizer: {_first_line(error)}") from None
     size = tokenizer.get_vocab_size()
-    if size > n_vocab:
+    # One that lies beside the weights may have ids that the embedding never got: prompts with them are refused.
+    if n_vocab is not None and size > n_vocab:
         raise CheckpointError(f"{source}: the tokenizer has {size} ids, but the model's vocabulary only {n_vocab}")
     return text
 

@@ -6,8 +6,8 @@ The format is torch.save's: a zip file of one pickle, whose tensors refer to sto
 import pickle
 import zipfile
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,23 +28,49 @@ _STORAGES = {
 }
 
 
-@dataclass(frozen=True)
-class _StorageType:
+# Tuples: a pickle can change the attributes of most objects that it builds, but not of these.
+class _StorageType(NamedTuple):
     dtype: np.dtype
 
 
-@dataclass(frozen=True)
-class _Storage:
+class _Storage(NamedTuple):
     dtype: np.dtype
     key: str
 
 
-@dataclass(frozen=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     storage: _Storage
     offset: int
     shape: tuple
     strides: tuple
+
+
+class _Builder:
+    """What a pickle calls to make a tensor; it has no attributes that a pickle could set."""
+
+    __slots__ = ()
+    __setstate__ = None
+
+
+class _RebuildTensor(_Builder):
+    __slots__ = ()
+
+    def __call__(self, storage, offset, shape, strides, *_):
+        numbers = (offset, *shape, *strides)
+        if not isinstance(storage, _Storage) or len(shape) != len(strides):
+            raise ValueError("a tensor without a storage, or with strides for other dimensions")
+        if any(type(number) is not int or number < 0 for number in numbers):
+            raise ValueError(f"a tensor with offset, shape and strides {numbers}")
+        if any(stride == 0 and size > 1 for size, stride in zip(shape, strides, strict=True)):
+            raise ValueError("a tensor that repeats its elements")
+        return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+class _RebuildParameter(_Builder):
+    __slots__ = ()
+
+    def __call__(self, tensor, *_):
+        return tensor
 
 
 def read_torch_file(path):
@@ -65,9 +91,9 @@ def read_torch_file(path):
                 values = _Unpickler(file, path).load()
             if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
                 raise CheckpointError(f"{path}: big-endian files are not supported")
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
         raise CheckpointError(f"{path}: {_what_is_wrong(path, error)}") from None
-    except (pickle.UnpicklingError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+    except Exception as error:  # whatever a damaged or malicious pickle makes the unpickler raise
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: its pickle is damaged: {error}") from None
@@ -102,28 +128,20 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, identifier):
         kind, storage_type, key, *_ = identifier
-        if kind != "storage" or not isinstance(storage_type, _StorageType):
+        if kind != "storage" or not isinstance(storage_type, _StorageType) or not isinstance(key, str):
             raise CheckpointError(f"{self._path}: its pickle refers to {kind!r}, not to a storage")
-        return _Storage(storage_type.dtype, str(key))
+        return _Storage(storage_type.dtype, key)
 
 
-def _rebuild_tensor(storage, offset, shape, strides, *_):
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
-
-
-def _rebuild_parameter(tensor, *_):
-    return tensor
-
-
-_BUILDERS = {"_rebuild_tensor_v2": _rebuild_tensor, "_rebuild_tensor": _rebuild_tensor}
-_BUILDERS["_rebuild_parameter"] = _rebuild_parameter
+_BUILDERS = {"_rebuild_tensor_v2": _RebuildTensor(), "_rebuild_tensor": _RebuildTensor()}
+_BUILDERS["_rebuild_parameter"] = _RebuildParameter()
 
 
 def _read(path, root, tensor, name):
     try:
         with zipfile.ZipFile(path) as archive:
             stored = archive.read(f"{root}data/{tensor.storage.key}")  # compares the checksum
-    except (zipfile.BadZipFile, OSError, EOFError, KeyError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {name} cannot be read: {error}") from None
     values = np.frombuffer(stored, tensor.storage.dtype)
     last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))

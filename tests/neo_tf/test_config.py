@@ -306,7 +306,6 @@ def test_malformed_value_of_an_original_config_is_refused_by_name(key, value):
         ("attention_layers", 5),
         ("attention_types", [["global", 3]]),
         ("neo_tf", "training"),
-        ("layer_norm_epsilon", None),
     ],
 )
 def test_malformed_value_of_a_huggingface_config_is_refused_by_name(key, value):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from checkpoint_helpers import FORMATS, assert_same_bits, read_all, worst
-from conftest import GOLDEN, TINY_PYTHON, TOLERANCE, Reference
+from conftest import GOLDEN, GOLDEN_NAMES, TINY_PYTHON, TOLERANCE, Reference
 
 import neo_tf
 from neo_tf.checkpoints.checkpoint import LazyTensor
@@ -117,3 +117,26 @@ def test_checkpoint_made_by_hand_is_checked():
     double = LazyTensor((320, 32), np.dtype(np.float64), lambda: np.zeros((320, 32)))
     with pytest.raises(CheckpointError, match="float64"):
         neo_tf.Checkpoint(source.path, "keras", source.config, source.tensors | {"gpt2/wte": double})
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_every_option_survives_keras_and_the_originals_format(name, tmp_path):
+    source = neo_tf.open_checkpoint(GOLDEN / name)
+    expected = read_all(source)
+    neo_tf.convert(GOLDEN / name, tmp_path / "keras", "keras")
+    neo_tf.convert(tmp_path / "keras", tmp_path / "original", "mesh-tf")
+    for folder in ("keras", "original"):
+        found = neo_tf.open_checkpoint(tmp_path / folder)
+        assert found.config == source.config
+        assert_same_bits(read_all(found), expected)
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_a_saved_model_loads_with_every_option(name, tmp_path):
+    import keras
+
+    model = neo_tf.GPTNeo.from_checkpoint(GOLDEN / name)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for path, weight in model.canonical_weights.items():
+        assert np.array_equal(weight, loaded.canonical_weights[path]), path

@@ -56,7 +56,7 @@ def test_weights_that_keras_saved_are_read(tmp_path, dtype):
 
 def test_weights_saved_with_an_optimizer_are_read(tmp_path):
     model = neo_tf.GPTNeo.from_checkpoint(ACT_RELU)
-    model.compile("adam", loss=neo_tf.GPTNeo.loss_fn)
+    model.compile("adam", loss=model.loss_fn)
     model.optimizer.build(model.trainable_variables)
     (tmp_path / "config.json").write_text(json.dumps(model.config.to_original()))
     model.save_weights(tmp_path / "model.weights.h5")

@@ -9,10 +9,13 @@ from conftest import DECODABLE, GOLDEN, TINY_PYTHON, TOLERANCE, Reference
 
 import neo_tf
 from neo_tf import GPTNeo, GPTNeoConfig
+from neo_tf.errors import ConfigError
+from neo_tf.layers import CrossEntropyWithZLoss
 
 ACT_RELU = GOLDEN / "act-relu"
 IDS = np.random.default_rng(0).integers(0, 257, (2, 24))
 # The original's own float32 logits of tiny-python lie up to 1.7e-4 off a float64 computation of the same model.
+LOSS = CrossEntropyWithZLoss()
 ORIGINALS = {name: (GOLDEN / name, TOLERANCE) for name in DECODABLE} | {"tiny-python": (TINY_PYTHON, 2.5e-4)}
 
 
@@ -37,7 +40,7 @@ def test_logits_of_every_stored_position_are_the_originals(name):
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_loss_is_the_originals(name):
     _, expected, logits = golden(name)
-    loss = float(np.mean(GPTNeo.loss_fn(expected.labels, logits)))
+    loss = float(LOSS(expected.labels, logits))
     assert loss == pytest.approx(expected.loss, rel=1e-5, abs=1e-5)
 
 
@@ -46,7 +49,7 @@ def test_loss_of_every_token_is_the_originals(name):
     _, expected, logits = golden(name)
     data = np.load(GOLDEN / name / "reference.npz")
     key = "loss_batch_fp32_compute" if "loss_batch_fp32_compute" in data.files else "loss_batch"
-    assert worst(GPTNeo.loss_fn(expected.labels, logits), data[key]) <= 1e-4
+    assert worst(LOSS.call(expected.labels, logits), data[key]) <= 1e-4
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
@@ -92,7 +95,7 @@ def test_rows_do_not_touch_each_other():
 def test_fit_lowers_the_loss():
     model = GPTNeo.from_checkpoint(ACT_RELU)
     expected = Reference.load(ACT_RELU)
-    model.compile(keras.optimizers.Adam(1e-3), loss=GPTNeo.loss_fn)
+    model.compile(keras.optimizers.Adam(1e-3), loss=model.loss_fn)
     before = model.evaluate(expected.inputs, expected.labels, verbose=0)
     assert before == pytest.approx(expected.loss, rel=1e-4)
     model.fit(expected.inputs, expected.labels, epochs=8, batch_size=2, verbose=0)
@@ -102,7 +105,7 @@ def test_fit_lowers_the_loss():
 def test_every_variable_learns():
     model = GPTNeo.from_checkpoint(GOLDEN / "tiny-global")
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(GPTNeo.loss_fn(IDS[:, 1:], model(IDS[:, :-1], training=True)))
+        loss = tf.reduce_mean(LOSS(IDS[:, 1:], model(IDS[:, :-1], training=True)))
     gradients = tape.gradient(loss, [weight.value for weight in model.trainable_weights])
     for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
         assert gradient is not None and np.abs(tf.convert_to_tensor(gradient)).max() > 0, weight.path
@@ -125,7 +128,7 @@ def test_saved_model_loads_with_config_and_weights(tmp_path, dtype):
 
 def test_compiled_model_loads_and_goes_on_training(tmp_path):
     model = GPTNeo.from_checkpoint(ACT_RELU)
-    model.compile(keras.optimizers.Adam(1e-3), loss=GPTNeo.loss_fn)
+    model.compile(keras.optimizers.Adam(1e-3), loss=model.loss_fn)
     model.fit(IDS[:, :-1], IDS[:, 1:], verbose=0)
     loaded = save_and_load(model, tmp_path)
     assert np.array_equal(loaded(IDS), model(IDS))
@@ -168,7 +171,7 @@ def test_mixed_bfloat16_stays_near_float32(name):
     assert {weight.dtype for weight in model.weights} == {"float32"}
     # bfloat16 has 8 bits: a few hundredths on logits of a few units; and it was not float32 in disguise.
     assert 1e-3 < worst(mixed, logits) < 0.3
-    loss = float(np.mean(GPTNeo.loss_fn(expected.labels, mixed)))
+    loss = float(LOSS(expected.labels, mixed))
     assert loss == pytest.approx(expected.loss, abs=0.02)
 
 
@@ -208,3 +211,15 @@ def test_local_layers_drop_no_attention_weights():
 def test_without_rates_training_changes_nothing():
     model = golden("act-relu")[0]
     assert np.array_equal(model(IDS, training=True), model(IDS))
+
+
+def test_loss_has_the_configs_z_loss():
+    expected = Reference.load(ACT_RELU)
+    model = GPTNeo.from_checkpoint(ACT_RELU)
+    logits = model(expected.inputs)
+    plain = GPTNeo(model.config.replace(training=model.config.training | {"z_loss": 0.0}))
+    log_z = np.log(np.exp(np.asarray(logits, np.float64)).sum(-1))
+    difference = float(model.loss_fn(expected.labels, logits)) - float(plain.loss_fn(expected.labels, logits))
+    assert difference == pytest.approx(1e-4 * np.square(log_z).mean(), rel=1e-3)
+    with pytest.raises(ConfigError, match="entmax_loss"):
+        _ = GPTNeo(model.config.replace(training={"entmax_loss": True})).loss_fn

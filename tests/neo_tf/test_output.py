@@ -263,12 +263,31 @@ def test_process_killed_between_the_two_renames_loses_nothing(tmp_path):
 
 
 def test_folder_that_a_live_process_is_writing_is_left_alone(tmp_path):
-    with new_folder(tmp_path / "dst") as slower:
+    with pytest.raises(OutputError, match="not empty"), new_folder(tmp_path / "dst") as slower:
         (slower / "config.json").write_text("slower")
         with new_folder(tmp_path / "dst") as faster:
             (faster / "config.json").write_text("faster")
         assert (slower / "config.json").read_text() == "slower"
-    assert (tmp_path / "dst" / "config.json").exists()
+    assert (tmp_path / "dst" / "config.json").read_text() == "faster"
+    assert [path.name for path in tmp_path.iterdir()] == ["dst"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_files_that_come_while_it_is_written_are_not_replaced(tmp_path, force):
+    with pytest.raises(OutputError), new_folder(tmp_path / "dst", force=force) as folder:
+        (folder / "config.json").write_text("{}")
+        (tmp_path / "dst").mkdir()
+        (tmp_path / "dst" / "thesis.txt").write_text("years of work")
+    assert files_below(tmp_path / "dst") == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("files", [["config.json"], ["model.ckpt-1.meta", "model.ckpt-1.index"], ["README.md"]])
+def test_force_replaces_nothing_that_neo_tf_did_not_write(tmp_path, files):
+    for name in files:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match="neo-tf"), new_folder(tmp_path, force=True):
+        pass
+    assert files_below(tmp_path) == sorted(files)
 
 
 @pytest.mark.parametrize("name", ["gpt neo [2.7B]", "ünï*"])

@@ -122,9 +122,21 @@ def test_damaged_tokenizer_is_refused(tmp_path, content):
         find_tokenizer(tmp_path, 2048)
 
 
-def test_tokenizer_with_more_ids_than_the_model_is_refused():
+def test_tokenizer_with_more_ids_than_the_model_is_refused_where_it_is_named():
     with pytest.raises(CheckpointError, match=r"2048 ids.*only 2047"):
-        find_tokenizer(TINY_PYTHON, 2047)
+        find_tokenizer(None, 2047, TINY_PYTHON / "byte-level-bpe.tokenizer.json")
+    # Beside the weights it may have ids that the embedding never got: prompts with them are refused.
+    assert find_tokenizer(TINY_PYTHON, 2047) == find_tokenizer(TINY_PYTHON, 2048)
+
+
+def test_dataset_config_looks_beside_itself_and_never_takes_another_tokenizer(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "byte-level-bpe.tokenizer.json").write_text("{}")  # of the same name, in the current folder
+    assert find_tokenizer(TINY_PYTHON, 2048) == (TINY_PYTHON / "byte-level-bpe.tokenizer.json").read_text("utf-8")
+    (tmp_path / "dataset.json").write_text('{"path": "x", "tokenizer_path": "/data/mybpe.json", "eos_id": 0}')
+    with pytest.raises(CheckpointError, match=r"/data/mybpe\.json.* not there"):
+        find_tokenizer(tmp_path, 50304)
 
 
 # ---- token ids of the dataset config

@@ -1,5 +1,6 @@
 """pytorch_model.bin, read without PyTorch; PyTorch itself writes the files, and judges the values."""
 
+import io
 import os
 import pickle
 import zipfile
@@ -126,3 +127,50 @@ def test_other_formats_are_told_apart(tmp_path):
     (tmp_path / "x.bin").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(CheckpointError):
         read_torch_file(tmp_path / "x.bin")
+
+
+def crafted(tmp_path, offset=0, shape=(2,), strides=(1,), key="0", state=None):
+    """A .bin whose pickle rebuilds a tensor from these numbers over a storage of 16 floats."""
+    storage = ("storage", torch.FloatStorage, key, "cpu", 16)
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, item):
+            return storage if item == "STORAGE" else None
+
+    class Tensor:
+        def __reduce__(self):
+            return (torch._utils._rebuild_tensor_v2, ("STORAGE", offset, shape, strides, False, {}), state)
+
+    out = io.BytesIO()
+    Pickler(out, 2).dump({"a": Tensor()})
+    with zipfile.ZipFile(tmp_path / "x.bin", "w") as archive:
+        archive.writestr("x/data.pkl", out.getvalue())
+        archive.writestr("x/data/0", np.arange(16, dtype=np.float32).tobytes())
+    return tmp_path / "x.bin"
+
+
+def test_a_crafted_file_reads_where_its_numbers_are_sound(tmp_path):
+    assert read_torch_file(crafted(tmp_path, offset=3, shape=(2, 2), strides=(4, 1)))["a"].read().tolist() == [
+        [3.0, 4.0],
+        [7.0, 8.0],
+    ]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"shape": (-1,)},
+        {"shape": ("2",)},
+        {"offset": 1.5},
+        {"offset": "0"},
+        {"strides": (1, 1)},
+        {"strides": (-1,)},
+        {"shape": (2**30, 2**30), "strides": (0, 0)},
+        {"key": ["0"]},
+        {"state": {"shape": 7}},
+        {"state": (None, {"shape": (7,)})},
+    ],
+)
+def test_a_crafted_file_that_is_unsound_is_refused(tmp_path, numbers):
+    with pytest.raises(CheckpointError):
+        read_torch_file(crafted(tmp_path, **numbers))["a"].read()
