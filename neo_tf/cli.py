@@ -126,6 +126,8 @@ def verify(
     tokens = tokens or default_tokens(checkpoint.config)
     with count_progress("verifying", verify_work(tokens)) as progress:
         deviations = neo_tf.verify(checkpoint, onnx_dir, tokens=tokens, seed=seed, progress=progress)
+    if checkpoint.config.moe_layers:
+        console.print("note: compared with room for every position in its experts, as a decoder must give it")
     table = summary_table("graph", "run", "error", "position", "token", "cosine", "top-1")
     for found in deviations:
         where = (f"{found.error:.2e}", str(found.position), str(found.token_id))
@@ -163,6 +165,7 @@ def generate(
     threads: Annotated[int | None, typer.Option(help="CPU threads; one a core by default.", min=1)] = None,
     tokenizer: TokenizerPath = None,
     revision: Revision = None,
+    moe_policy: MoePolicy = None,
 ):
     """Continue a text, and show it as it is written."""
     from runtime.models import resolve_model
@@ -172,7 +175,11 @@ def generate(
         if sys.stdin.isatty():
             raise RequestError("no prompt: give one after the model, or on standard input")
         prompt = sys.stdin.read().removesuffix("\n")
-    folder = resolve_model(model, tokenizer, revision, progress=lambda size: byte_progress("exporting once", size))
+
+    def bar(size):
+        return byte_progress("exporting once", size)
+
+    folder = resolve_model(model, tokenizer, revision, progress=bar, moe_policy=moe_policy)
     generator = TextGenerationPipeline(folder, tokenizer, device, batch_size=1, threads=threads)
     started, count = None, 0
 

@@ -11,13 +11,13 @@ from neo_tf.hub import download, is_hub_id
 from runtime.session import DECODER_FILE
 
 
-def resolve_model(model, tokenizer=None, revision=None, progress=None):
+def resolve_model(model, tokenizer=None, revision=None, progress=None, moe_policy=None):
     """The ONNX folder that a MODEL means.
 
     Args:
         model: an ONNX folder; a checkpoint folder or `model.ckpt-N` prefix, which is exported into the cache unless
             it is there already; or a hub id, which is downloaded first.
-        tokenizer, revision: see neo_tf.open_checkpoint.
+        tokenizer, revision, moe_policy: see neo_tf.open_checkpoint.
         progress: a function from the bytes to be written to a context manager of a callback for export_onnx.
 
     Returns:
@@ -35,7 +35,7 @@ def resolve_model(model, tokenizer=None, revision=None, progress=None):
         path = download(str(model), revision)
         if (path / DECODER_FILE).is_file():
             return path
-    return _exported(path, tokenizer, progress)
+    return _exported(path, tokenizer, progress, moe_policy)
 
 
 def cache_folder():
@@ -47,14 +47,14 @@ def cache_folder():
     return user_cache_path("neo-tf")
 
 
-def _exported(path, tokenizer, progress):
-    folder = cache_folder() / f"{path.resolve().name}-{_fingerprint(path, tokenizer)}"
+def _exported(path, tokenizer, progress, moe_policy):
+    folder = cache_folder() / f"{path.resolve().name}-{_fingerprint(path, tokenizer, moe_policy)}"
     if not (folder / DECODER_FILE).is_file():
         # Imported here: a machine that runs an exported folder never needs onnx.
         from export import export_onnx
         from neo_tf.checkpoints import open_checkpoint
 
-        checkpoint = open_checkpoint(path, tokenizer)
+        checkpoint = open_checkpoint(path, tokenizer, moe_policy=moe_policy)
         with progress(checkpoint.nbytes) if progress else contextlib.nullcontext() as callback:
             try:
                 export_onnx(checkpoint, folder, progress=callback)
@@ -64,11 +64,11 @@ def _exported(path, tokenizer, progress):
     return folder
 
 
-def _fingerprint(path, tokenizer):
+def _fingerprint(path, tokenizer, moe_policy):
     """Changes with the checkpoint's files (names, sizes, times), the tokenizer's, and neo-tf's version."""
     path = path.resolve()
     files = path.iterdir() if path.is_dir() else path.parent.glob("*")
-    seen = [neo_tf.__version__, str(path), str(tokenizer)]
+    seen = [neo_tf.__version__, str(path), str(tokenizer), str(moe_policy)]
     if tokenizer:
         seen.append(_stamp(Path(tokenizer)))
     seen += sorted(f"{file.name} {_stamp(file)}" for file in files if file.is_file())

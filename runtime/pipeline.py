@@ -15,7 +15,9 @@ DEFAULT_TOP_K = 50  # of sampling, as in transformers
 TASK = "text-generation"
 
 
-def pipeline(task=TASK, model=None, *, tokenizer=None, revision=None, device=None, batch_size=8, threads=None):
+def pipeline(
+    task=TASK, model=None, *, tokenizer=None, revision=None, moe_policy=None, device=None, batch_size=8, threads=None
+):
     """A text generator.
 
     Args:
@@ -23,6 +25,7 @@ def pipeline(task=TASK, model=None, *, tokenizer=None, revision=None, device=Non
         model: an ONNX folder, a checkpoint in any format (exported into the cache once), or a hub id.
         tokenizer: a tokenizer.json or a folder that holds one; otherwise the model's own.
         revision: of a hub id.
+        moe_policy: see neo_tf.open_checkpoint.
         device: None (chosen), "cpu", "cuda", "cuda:N", or transformers' -1, 0, 1, ...
         batch_size: sequences that are decoded together.
         threads: CPU threads; ONNX Runtime's choice where None.
@@ -45,7 +48,7 @@ def pipeline(task=TASK, model=None, *, tokenizer=None, revision=None, device=Non
         raise RequestError("no model given: name a folder or a hub id")
     if batch_size < 1:
         raise RequestError(f"batch_size must be at least 1, not {batch_size}")
-    folder = resolve_model(model, tokenizer, revision)
+    folder = resolve_model(model, tokenizer, revision, moe_policy=moe_policy)
     return TextGenerationPipeline(folder, tokenizer, device, batch_size, threads)
 
 
