@@ -5,7 +5,7 @@ import numpy as np
 from neo_tf.cache_layout import cache_parts, padded_head_size
 from neo_tf.rotary import rotary_tables
 
-INT32, FLOAT, BOOL = 6, 1, 9  # onnx.TensorProto
+INT32, INT64, BOOL = 6, 7, 9  # of onnx.TensorProto
 
 
 class Cache:
@@ -77,7 +77,7 @@ class Cache:
 
         def build(scope):
             first = scope.op("Equal", self._step_length(scope), self.total_sequence_length)
-            rows = scope.op("Mul", scope.op("Cast", first, to=7), self.graph.constant(self.config.num_mem_kv))
+            rows = scope.op("Mul", scope.op("Cast", first, to=INT64), self.graph.constant(self.config.num_mem_kv))
             return scope.op("Reshape", rows, self.graph.constant([1]))
 
         return self._once("memory", build)
@@ -128,8 +128,8 @@ class Cache:
 
     def _bias(self, scope, window, memory):
         op, constant = scope.op, self.graph.constant
-        step = op("Cast", self._step_length(scope), to=7)
-        total = op("Cast", self.total_sequence_length, to=7)
+        step = op("Cast", self._step_length(scope), to=INT64)
+        total = op("Cast", self.total_sequence_length, to=INT64)
         key = op("Range", constant(0), total, constant(1), name="key")
         query = op("Range", op("Sub", total, step), total, constant(1), name="query")
         distance = op("Sub", op("Unsqueeze", query, constant([1])), key)

@@ -1,7 +1,6 @@
 """Writing the model folder: two graphs, one data file, and the configs beside them."""
 
 import json
-from pathlib import Path
 
 from export.builder import WeightFile
 from export.graph import build_decoder, build_model
@@ -94,9 +93,3 @@ def _genai_config(config):
         },
         "search": {"max_length": config.n_ctx, "do_sample": False, "past_present_share_buffer": True},
     }
-
-
-def is_onnx_folder(path):
-    """Whether a folder is one that export_onnx wrote."""
-    path = Path(path)
-    return all((path / name).is_file() for name in (DECODER_FILE, DATA_FILE, CONFIG_FILE))

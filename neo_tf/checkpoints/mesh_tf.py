@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from neo_tf.checkpoints.checkpoint import DTYPES, Checkpoint, LazyTensor
-from neo_tf.checkpoints.tokenizer_files import find_tokenizer, with_token_ids
+from neo_tf.checkpoints.tokenizer_files import find_tokenizer, read_dataset_config, with_token_ids
 from neo_tf.config import GPTNeoConfig, read_json
 from neo_tf.errors import CheckpointError, ConfigError
 from neo_tf.keras_backend import import_tensorflow
@@ -85,7 +85,9 @@ def read_mesh_tf(path, tokenizer=None, config=None, moe_policy=None):
         raise CheckpointError(f"{path}: no model.ckpt-N.index here")
     _check_shards(prefix)
     folder = prefix.parent
-    config = with_token_ids(GPTNeoConfig.from_file(config or _find_config(folder), moe_policy), folder)
+    # The dataset config lies beside the weights, or beside a config that lies elsewhere.
+    home = Path(config).parent if config is not None and not read_dataset_config(folder) else folder
+    config = with_token_ids(GPTNeoConfig.from_file(config or _find_config(folder), moe_policy), home)
 
     reader = _open(prefix)
     shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
@@ -104,7 +106,7 @@ def read_mesh_tf(path, tokenizer=None, config=None, moe_policy=None):
     if GLOBAL_STEP in shapes:
         step = int(_read(reader, prefix, GLOBAL_STEP))
         config = config.replace(training=config.training | {GLOBAL_STEP: step})
-    text = find_tokenizer(folder, config.n_vocab, tokenizer)
+    text = find_tokenizer(home, config.n_vocab, tokenizer, config.training.get("datasets"))
     return Checkpoint(prefix, "mesh-tf", config, tensors, text, verify)
 
 

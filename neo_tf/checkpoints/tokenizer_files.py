@@ -11,12 +11,12 @@ from neo_tf.options import GPT2_VOCAB_SIZE
 DATASET_KEYS = ("tokenizer_path", "eos_id", "padding_id")
 
 
-def find_tokenizer(folder, n_vocab, explicit=None):
+def find_tokenizer(folder, n_vocab, explicit=None, datasets=()):
     """The tokenizer of a checkpoint, or None.
 
     In this order: `explicit` (a tokenizer.json, or a folder that holds one), what lies beside the weights
     (tokenizer.json, vocab.json with merges.txt, the dataset config's tokenizer_path), and GPT-2's own where the
-    vocabulary has its 50257 ids. `folder` may be None: nothing lies beside.
+    vocabulary has its 50257 ids. `folder` may be None: nothing lies beside. `datasets`: see read_dataset_config.
 
     Raises:
         CheckpointError: a tokenizer that is missing, malformed, or has more ids than the model.
@@ -26,18 +26,21 @@ def find_tokenizer(folder, n_vocab, explicit=None):
         if found is None:
             raise CheckpointError(f"{explicit}: holds no tokenizer.json, and no vocab.json with merges.txt")
         return _checked(found, explicit, n_vocab)
-    found = _beside(Path(folder)) if folder is not None else None
+    found = _beside(Path(folder), datasets) if folder is not None else None
     if found is not None:
         return _checked(found, folder)
     return gpt2_tokenizer() if n_vocab >= GPT2_VOCAB_SIZE else None
 
 
-def read_dataset_config(folder):
+def read_dataset_config(folder, datasets=()):
     """The original's dataset config beside a checkpoint: {} or its tokenizer_path, eos_id and padding_id.
 
-    A dataset config is any *.json of the folder that has a `path` or `tokenizer_path` and an `eos_id`.
+    A dataset config is any *.json of the folder that has a `path` or `tokenizer_path` and an `eos_id`; of several, the
+    one that the model's config names in its key `datasets`, else the first by name.
     """
-    for path in sorted(Path(folder).glob("*.json")):
+    entries = datasets if isinstance(datasets, list | tuple) else ()
+    named = [str(entry[0] if isinstance(entry, list) and entry else entry) for entry in entries]
+    for path in sorted(Path(folder).glob("*.json"), key=lambda path: (path.stem not in named, path.name)):
         try:
             values = read_json(path)
         except ConfigError:
@@ -53,7 +56,7 @@ def with_token_ids(config, folder):
     Raises:
         ConfigError: an id of the dataset config contradicts the model's.
     """
-    dataset = read_dataset_config(folder) if folder is not None else {}
+    dataset = read_dataset_config(folder, config.training.get("datasets")) if folder is not None else {}
     eos, padding = dataset.get("eos_id"), dataset.get("padding_id")
     if eos is None and config.eos_token_id is None and config.n_vocab >= GPT2_VOCAB_SIZE:
         eos = GPT2_VOCAB_SIZE - 1
@@ -92,7 +95,7 @@ def _byte_level_bpe(vocab, merges, end_of_text="<|endoftext|>"):
     return tokenizer.to_str()
 
 
-def _beside(folder):
+def _beside(folder, datasets=()):
     if (folder / "tokenizer.json").is_file():
         return _read(folder / "tokenizer.json")
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
@@ -104,7 +107,7 @@ def _beside(folder):
             raise CheckpointError(
                 f"{folder}: vocab.json and merges.txt make no tokenizer: {_first_line(error)}"
             ) from None
-    name = read_dataset_config(folder).get("tokenizer_path")
+    name = read_dataset_config(folder, datasets).get("tokenizer_path")
     if name is None or not str(name).endswith(".json"):
         return None  # the name of a pretrained tokenizer, "gpt2" in the original's own configs
     # The path may be of the machine that trained the model: then its last part lies beside the config.

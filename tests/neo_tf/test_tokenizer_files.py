@@ -166,3 +166,24 @@ def test_dataset_config_that_contradicts_the_model_is_refused(tmp_path):
     write_dataset(tmp_path, eos_id=50256)
     with pytest.raises(ConfigError, match=r"50256.*vocabulary of 2048"):
         with_token_ids(CONFIG, tmp_path)
+
+
+def test_the_dataset_config_that_the_model_names_is_read(tmp_path):
+    for name, eos in (("aaa", 7), ("pile", 9), ("zzz", 8)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"path": "x", "eos_id": eos}))
+    assert with_token_ids(CONFIG, tmp_path).eos_token_id == 7
+    for datasets in (["pile"], [["pile", 25, "documents_random", 1.0]]):
+        named = CONFIG.replace(training={"datasets": datasets})
+        assert with_token_ids(named, tmp_path).eos_token_id == 9
+
+
+def test_the_dataset_config_beside_a_config_elsewhere_is_read(tmp_path):
+    (tmp_path / "configs").mkdir()
+    for name in ("config.json", "dataset.json", "byte-level-bpe.tokenizer.json"):
+        (tmp_path / "configs" / name).write_bytes((TINY_PYTHON / name).read_bytes())
+    (tmp_path / "weights").mkdir()
+    for path in TINY_PYTHON.glob("model.ckpt-*"):
+        (tmp_path / "weights" / path.name).symlink_to(path)
+    checkpoint = neo_tf.open_checkpoint(tmp_path / "weights", config=tmp_path / "configs" / "config.json")
+    whole = neo_tf.open_checkpoint(TINY_PYTHON)
+    assert checkpoint.config == whole.config and checkpoint.tokenizer == whole.tokenizer
