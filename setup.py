@@ -39,7 +39,7 @@ setup(
         "tensorflow": TENSORFLOW,
         "cuda": [f"onnxruntime-gpu[cuda,cudnn]>=1.31; {GPU_WHEEL}"],
         # torch and transformers judge the conversions; nothing else uses them.
-        "test": [*TENSORFLOW, "pytest>=9", "torch==2.13.0", "transformers>=5.20", "ruff>=0.14"],
+        "test": [*TENSORFLOW, "pytest>=9", "torch==2.13.0", "transformers>=5.20", "ruff==0.17.5"],
     },
     entry_points={"console_scripts": ["neo-tf = neo_tf.cli:main"]},
 )

@@ -1,5 +1,6 @@
 """The `neo-tf` command: each subcommand parses, calls one function, and prints."""
 
+import signal
 import sys
 import time
 from enum import StrEnum
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 import neo_tf
-from neo_tf.console import byte_progress, console, count_progress, summary_table
+from neo_tf.console import byte_progress, console, count_progress, results, summary_table
 from neo_tf.errors import NeoTFError, OutputError, RequestError
 from neo_tf.output import readable_bytes
 
@@ -132,7 +133,7 @@ def verify(
     for found in deviations:
         where = (f"{found.error:.2e}", str(found.position), str(found.token_id))
         table.add_row(found.graph, found.mode, *where, f"{found.cosine:.6f}", f"{found.agreement:.1%}")
-    console.print(table)
+    results.print(table)
     worst, precision = max(found.error for found in deviations), exported_precision(onnx_dir)
     passed = all(found.passes(precision, tolerance) for found in deviations)
     if precision in COSINES:
@@ -162,7 +163,7 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Draw from the most likely tokens that add up to p.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Draw the same text again.", min=0)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; chosen by default.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; one a core by default.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; one a core by default.", min=1, max=256)] = None,
     tokenizer: TokenizerPath = None,
     revision: Revision = None,
     moe_policy: MoePolicy = None,
@@ -172,7 +173,7 @@ def generate(
     from runtime.pipeline import TextGenerationPipeline
 
     if prompt is None:
-        if sys.stdin.isatty():
+        if sys.stdin is None or sys.stdin.isatty():
             raise RequestError("no prompt: give one after the model, or on standard input")
         prompt = sys.stdin.read().removesuffix("\n")
 
@@ -241,7 +242,7 @@ def info(
     table = summary_table("", "", header=False)
     for name, value in describe(path).items():
         table.add_row(name, value)
-    console.print(table)
+    results.print(table)
 
 
 def _open(src, n_vocab=None, **opening):
@@ -260,11 +261,15 @@ def _written(checkpoint, dst, what, started):
 
 
 def main():
-    """Runs the command. What neo-tf refuses is one line on standard error and exit status 1."""
+    """Runs the command. What neo-tf refuses is one line on standard error and exit status 1; wrong usage has 2."""
+    # As for Ctrl-C: what is half written is removed on the way out.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        app()
+        status = app(standalone_mode=False)
     except NeoTFError as error:
         _fail(error)
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(130) from None
     except BrokenPipeError:  # the reader of a pipe went away, which is its right
         sys.stderr.close()
         raise SystemExit(1) from None
@@ -272,6 +277,16 @@ def main():
         _fail(OutputError(f"{error.filename or 'file'}: {error.strerror or error}"))
     except MemoryError:
         _fail(NeoTFError("not enough memory"))
+    except Exception as error:
+        # typer's own errors of usage; it keeps their class to itself.
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            print(f"error: {' '.join(error.format_message().split())} (see --help)", file=sys.stderr)
+        raise SystemExit(2) from None
+    raise SystemExit(status if isinstance(status, int) else 0)
 
 
 def _fail(error):

@@ -1,4 +1,4 @@
-"""What the command line prints with: one console on standard error, progress bars, tables."""
+"""What the command line prints with: consoles, progress bars, tables."""
 
 import contextlib
 
@@ -8,6 +8,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.progress import TransferSpeedColumn as SpeedColumn
 from rich.table import Table
 
+results = Console(highlight=False, soft_wrap=True, markup=False)  # what was asked for: standard output
 console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 

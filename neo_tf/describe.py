@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from neo_tf.config import GPTNeoConfig, read_json
+from neo_tf.options import OPTIONS
 from neo_tf.output import readable_bytes
 from neo_tf.variables import count_parameters
 
@@ -41,10 +42,11 @@ def _model(config, precision, nbytes):
     window = f", radius {config.local_attention_radius}" if kinds["local"] else ""
     ids = f"end-of-text {config.eos_token_id}" if config.eos_token_id is not None else "no end-of-text id"
     return {
-        "parameters": f"{count_parameters(config) / 1e6:,.1f} million",
+        "parameters": f"{count_parameters(config):,}",
         "weights": f"{readable_bytes(nbytes)} in {precision}",
         "layers": f"{config.n_layer} ({layers}{window})",
         "hidden size": f"{config.n_embd}, mlp {config.n_inner}, {config.activation_fn}",
+        "options": _options(config),
         "heads": f"{config.n_head} of size {config.head_size}",
         "context": f"{config.n_ctx} tokens",
         "vocabulary": f"{config.n_vocab} ({ids})",
@@ -52,8 +54,17 @@ def _model(config, precision, nbytes):
     }
 
 
+def _options(config):
+    """The original's options that are on, by their keys."""
+    on = {key: getattr(config, key) for key in (*OPTIONS, "untied_lm_head") if key != "moe_params"}
+    told = [key if value is True else f"{key} {value}" for key, value in on.items() if value]
+    if config.moe_layers:
+        told.append(f"{config.moe_params['moe_num_experts']} experts")
+    return ", ".join(told) or "none"
+
+
 def _text_of(path):
-    return path.read_text("utf-8") if path.is_file() else None
+    return path.read_text("utf-8", errors="replace") if path.is_file() else None
 
 
 def _tokenizer(text):
@@ -61,4 +72,7 @@ def _tokenizer(text):
         return "none found"
     from tokenizers import Tokenizer
 
-    return f"{Tokenizer.from_str(text).get_vocab_size()} ids"
+    try:
+        return f"{Tokenizer.from_str(text).get_vocab_size()} ids"
+    except Exception:  # tokenizers raises plain Exception
+        return "damaged"

@@ -1,5 +1,6 @@
 """Models of the Hugging Face hub: only the files that are needed, into the hub's own cache."""
 
+import logging
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,8 +19,11 @@ _WEIGHTS = (
 
 
 def is_hub_id(name):
-    """Whether a name is an owner and a model, and no folder of that name exists."""
-    return _ID.fullmatch(str(name)) is not None and not Path(name).exists()
+    """Whether a name is an owner and a model: no folder of the name exists, and none of the owner's."""
+    text = str(name)
+    if _ID.fullmatch(text) is None or text.startswith("."):
+        return False
+    return not Path(text).exists() and not Path(text).parent.is_dir()  # a typo in models/x is no hub id
 
 
 def download(hub_id, revision=None):
@@ -34,6 +38,7 @@ def download(hub_id, revision=None):
     """
     from huggingface_hub import HfApi, snapshot_download
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: the error that ends them says enough
     where = f"{hub_id} at {revision}" if revision else str(hub_id)
     try:
         patterns = needed_files(HfApi().list_repo_files(hub_id, revision=revision))

@@ -129,6 +129,8 @@ class TextGenerationPipeline:
         elif limit is None:
             limit = max(1, min(DEFAULT_NEW_TOKENS, config.n_ctx - used))
         least = max(options.min_new_tokens, options.min_length - used)
+        if limit < 1:
+            raise RequestError(f"max_new_tokens must be at least 1, not {limit}")
         if least > limit:
             raise RequestError(f"at least {least} new tokens are asked for, but at most {limit} allowed")
         stop = options.eos_token_id
@@ -153,6 +155,10 @@ class TextGenerationPipeline:
             # A text comes back as it was given, special tokens and all, as in transformers.
             return {"generated_text": text + new if isinstance(text, str) else whole}
         return {"generated_text": new}
+
+
+_WHOLE_NUMBERS = ("max_new_tokens", "max_length", "min_new_tokens", "min_length", "top_k", "seed")
+_WHOLE_NUMBERS += ("num_return_sequences",)
 
 
 class GenerateArguments:
@@ -187,6 +193,10 @@ class GenerateArguments:
                 hint = f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(cls.DEFAULTS)})"
                 raise RequestError(f"unknown argument {name!r}{hint}")
         options = cls({name: value for name, value in values.items() if value is not None})
+        for name in _WHOLE_NUMBERS:
+            value = getattr(options, name)
+            if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__")):
+                raise RequestError(f"{name} must be a whole number, not {value!r}")
         if options.max_new_tokens is not None and options.max_length is not None:
             raise RequestError("max_new_tokens and max_length are both given: one limit is enough")
         if options.num_return_sequences < 1:

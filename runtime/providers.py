@@ -41,7 +41,7 @@ def choose(device, precision):
         if precision not in CUDA_PRECISIONS:
             raise ProviderError(
                 f"CUDA was asked for, but the graph is in {precision}: its attention has CUDA kernels for"
-                f" {' and '.join(CUDA_PRECISIONS)} alone"
+                f" {' and '.join(CUDA_PRECISIONS)} alone, in which neo-tf does not export yet"
             )
     if name is None:
         name = "cuda" if there and precision in CUDA_PRECISIONS and _has_gpu() else "cpu"

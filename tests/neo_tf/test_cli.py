@@ -3,6 +3,9 @@
 import io
 import json
 import re
+import shutil
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -62,9 +65,9 @@ def test_convert_writes_keras_by_default_and_takes_every_option(run, tmp_path):
 def test_export_and_verify(run, tmp_path):
     _, err = run("export", TINY_PYTHON, tmp_path / "onnx")
     assert err.startswith(f"{tmp_path / 'onnx'}: ONNX, fp32, 1.5 million parameters")
-    _, err = run("verify", TINY_PYTHON, tmp_path / "onnx", "--tokens", 280)
-    assert "is within 1e-04" in err
-    assert "280 tokens" in err and err.count("step by step") == err.count("prefill") == 2
+    out, err = run("verify", TINY_PYTHON, tmp_path / "onnx", "--tokens", 280)
+    assert err.startswith("280 tokens") and "is within 1e-04" in err
+    assert out.count("step by step") == out.count("prefill") == 2
 
 
 def test_verify_fails_where_the_weights_differ(tmp_path, capfd):
@@ -134,17 +137,17 @@ def test_info(run, tmp_path, demo_folder, format):
     folder = demo_folder if format == "onnx" else tmp_path / "model"
     if format != "onnx":
         neo_tf.convert(TINY_PYTHON, folder, format)
-    shown = rows(run("info", folder)[1])
+    shown = rows(run("info", folder)[0])
     names = {"keras": "Keras folder", "huggingface": "Hugging Face folder", "mesh-tf": "Mesh-TensorFlow checkpoint"}
     assert shown["format"] == names.get(format, "ONNX folder")
-    assert shown["parameters"] == "1.5 million"
+    assert shown["parameters"] == "1,515,264" and shown["options"] == "none"
     assert shown["layers"] == "6 (3 global, 3 local, radius 256)"
     assert shown["heads"] == "4 of size 32" and shown["context"] == "512 tokens"
     assert shown["vocabulary"] == "2048 (end-of-text 0)" and shown["tokenizer"] == "2048 ids"
 
 
 def test_info_of_a_bfloat16_checkpoint_without_a_tokenizer(run):
-    shown = rows(run("info", GOLDEN / "tiny-global")[1])
+    shown = rows(run("info", GOLDEN / "tiny-global")[0])
     assert shown["weights"].endswith("in bfloat16") and shown["tokenizer"] == "none found"
     assert shown["layers"] == "4 (4 global)" and shown["trained for"] == "300 steps"
 
@@ -154,7 +157,7 @@ def test_written_folder_may_be_named_relative_to_where_one_is(run, tmp_path, mon
     monkeypatch.chdir(tmp_path / "here")
     run("convert", ".", "../keras")
     run("export", ".", "../onnx")
-    assert rows(run("info", ".")[1])["format"] == "Hugging Face folder"
+    assert rows(run("info", ".")[0])["format"] == "Hugging Face folder"
     monkeypatch.chdir(tmp_path / "onnx")
     assert run("generate", ".", PROMPT, "--max-new-tokens", 3)[0].startswith(PROMPT)
 
@@ -163,3 +166,45 @@ def test_written_config_is_json_for_people(tmp_path):
     neo_tf.convert(TINY_PYTHON, tmp_path / "dst", "huggingface")
     text = (tmp_path / "dst" / "config.json").read_text()
     assert text.endswith("}\n") and text == json.dumps(json.loads(text), indent=2) + "\n"
+
+
+def test_info_names_the_options_that_are_on(run):
+    assert rows(run("info", GOLDEN / "rotary")[0])["options"] == "rotary_emb"
+    assert rows(run("info", GOLDEN / "moe")[0])["options"] == "moe_layers (1, 3), 4 experts"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "naming"),
+    [
+        (("convert", TINY_PYTHON, "x", "--to", "onnx"), "onnx"),
+        (("convert", TINY_PYTHON), "dst"),
+        (("generate", "x", "y", "--top-k", "-1"), "--top-k"),
+        (("nonsense",), "nonsense"),
+        (("info", "--nonsense"), "--nonsense"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exits_with_2(arguments, naming, capfd):
+    assert command(*arguments) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and naming in err.lower()
+
+
+def test_a_damaged_tokenizer_does_not_keep_info_from_telling_the_rest(run, demo_folder, tmp_path):
+    shutil.copytree(demo_folder, tmp_path / "onnx")
+    (tmp_path / "onnx" / "tokenizer.json").write_bytes(b"{bad \xff")
+    shown = rows(run("info", tmp_path / "onnx")[0])
+    assert shown["tokenizer"] == "damaged" and shown["heads"] == "4 of size 32"
+
+
+def test_a_terminated_export_leaves_nothing(tmp_path):
+    """SIGTERM in the middle, as a service manager sends it."""
+    code = (
+        "import os, signal, sys, neo_tf.cli, neo_tf.console, contextlib\n"
+        "stop = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "neo_tf.cli.byte_progress = lambda *_: contextlib.nullcontext(stop)\n"
+        f"sys.argv = ['neo-tf', 'export', {str(TINY_PYTHON)!r}, {str(tmp_path / 'dst')!r}]\n"
+        "neo_tf.cli.main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 128 + signal.SIGTERM and "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -372,3 +372,10 @@ def test_a_checkpoint_of_any_format_is_a_model(generator, tmp_path, monkeypatch,
     other = pipeline("text-generation", model=tmp_path / "model")
     assert other(PROMPT, max_new_tokens=20) == generator(PROMPT, max_new_tokens=20)
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "min_length", "top_k", "seed", "num_return_sequences"])
+@pytest.mark.parametrize("value", ["5", 5.0, True])
+def test_a_number_that_is_none_is_refused_by_name(generator, name, value):
+    with pytest.raises(RequestError, match=f"{name} must be a whole number"):
+        generator(PROMPT, **{name: value})
