@@ -83,7 +83,7 @@ def _walk(folder):
             yield path
 
 
-def _byte_level_bpe(vocab, merges, end_of_text="<|endoftext|>"):
+def _byte_level_bpe(vocab, merges, end_of_text="<|endoftext|>", added=()):
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     pairs = [tuple(line.split(" ")) for line in merges.splitlines() if line and not line.startswith("#version")]
@@ -92,6 +92,7 @@ def _byte_level_bpe(vocab, merges, end_of_text="<|endoftext|>"):
     tokenizer.decoder = decoders.ByteLevel()
     if end_of_text in vocab:
         tokenizer.add_special_tokens([AddedToken(end_of_text, special=True, normalized=False)])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
     return tokenizer.to_str()
 
 
@@ -100,7 +101,7 @@ def _beside(folder, datasets=()):
         return _read(folder / "tokenizer.json")
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         try:
-            return _byte_level_bpe(read_json(folder / "vocab.json"), _read(folder / "merges.txt"))
+            return _byte_level_bpe(read_json(folder / "vocab.json"), _read(folder / "merges.txt"), added=_added(folder))
         except CheckpointError:
             raise
         except Exception as error:  # tokenizers raises plain Exception
@@ -117,6 +118,13 @@ def _beside(folder, datasets=()):
     raise CheckpointError(
         f"{folder}: the dataset config names the tokenizer {name}, which is not there: use --tokenizer"
     )
+
+
+def _added(folder):
+    """Tokens that were added to a vocabulary later, in the order of their ids, which follow on from it."""
+    path = folder / "added_tokens.json"
+    ids = read_json(path) if path.is_file() else {}
+    return sorted(ids, key=ids.get)
 
 
 def _read(path):

@@ -187,3 +187,14 @@ def test_the_dataset_config_beside_a_config_elsewhere_is_read(tmp_path):
     checkpoint = neo_tf.open_checkpoint(tmp_path / "weights", config=tmp_path / "configs" / "config.json")
     whole = neo_tf.open_checkpoint(TINY_PYTHON)
     assert checkpoint.config == whole.config and checkpoint.tokenizer == whole.tokenizer
+
+
+def test_tokens_added_to_a_vocabulary_are_read(tmp_path):
+    model = json.loads(BPE.read_text("utf-8"))["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = (" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"])
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
+    (tmp_path / "added_tokens.json").write_text('{"<user>": 2049, "<bot>": 2048}')
+    made = Tokenizer.from_str(find_tokenizer(tmp_path, 2050))
+    assert (made.token_to_id("<bot>"), made.token_to_id("<user>")) == (2048, 2049)
+    assert made.encode("<user>def").ids[0] == 2049
