@@ -10,7 +10,7 @@ from neo_tf.cache_layout import cache_parts
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
 from neo_tf.checkpoints.huggingface import CONFIG_FILE
 from neo_tf.config import read_json
-from neo_tf.errors import CheckpointError, ConfigError, RequestError
+from neo_tf.errors import CheckpointError, ConfigError, RequestError, one_line
 
 TOLERANCE = 1e-4  # absolute, on fp32 logits
 COSINES = {"int8": 0.999, "int4": 0.99}  # least mean cosine of the logits of a lower precision
@@ -126,7 +126,7 @@ class PortableSession:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no common base
-            raise CheckpointError(f"{path}: cannot be loaded: {' '.join(str(error).split())}") from None
+            raise CheckpointError(f"{path}: cannot be loaded: {one_line(error)}") from None
         self._parts = cache_parts(self.config, windowed=False, head_size=self.config.head_size)
         self._cache = []
 

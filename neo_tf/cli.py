@@ -11,7 +11,7 @@ import typer
 
 import neo_tf
 from neo_tf.console import byte_progress, console, count_progress, results, summary_table
-from neo_tf.errors import NeoTFError, OutputError, RequestError
+from neo_tf.errors import NeoTFError, OutputError, RequestError, one_line
 from neo_tf.output import readable_bytes
 
 app = typer.Typer(
@@ -290,7 +290,7 @@ def main():
 
 
 def _fail(error):
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     raise SystemExit(1) from None
 
 

@@ -27,3 +27,14 @@ class ProviderError(NeoTFError, RuntimeError):
 
 class MissingExtraError(NeoTFError, ImportError):
     """A part of neo-tf whose optional dependency is not installed."""
+
+
+def one_line(error):
+    """An error's message with its line breaks taken out."""
+    return " ".join(str(error).split())
+
+
+def first_line(error):
+    """The first line of an error's message that says something; the error's kind where none does."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

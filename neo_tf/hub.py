@@ -5,7 +5,7 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
-from neo_tf.errors import CheckpointError
+from neo_tf.errors import CheckpointError, first_line
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ALWAYS = ("*.json", "merges.txt")
@@ -47,13 +47,13 @@ def download(hub_id, revision=None):
     except Exception as error:  # offline, unreachable, unknown, or no right to read it
         folder = _cached(hub_id, revision)
         if folder is None:
-            reason = _first_line(error)
+            reason = first_line(error)
             raise CheckpointError(f"{where}: no such folder, and not to be had from the hub: {reason}") from None
         return folder
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the network broke off, or the disk is full
-        raise CheckpointError(f"{where}: the download failed: {_first_line(error)}") from None
+        raise CheckpointError(f"{where}: the download failed: {first_line(error)}") from None
 
 
 def _cached(hub_id, revision):
@@ -83,8 +83,3 @@ def needed_files(names):
         if any(fnmatch(name, patterns[0]) or fnmatch(name, patterns[1]) for name in top):
             return [name for name in top if any(fnmatch(name, pattern) for pattern in (*_ALWAYS, *patterns))]
     raise CheckpointError(f"no weights that neo-tf reads among its files ({', '.join(sorted(top)[:8])})")
-
-
-def _first_line(error):
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -3,12 +3,11 @@
 import contextlib
 import glob
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
 
-from neo_tf.errors import NeoTFError, OutputError
+from neo_tf.errors import NeoTFError, OutputError, first_line
 
 # Files that neo-tf writes, by pattern: --force replaces a folder of these, and never one with anything else in it, or
 # without weights.
@@ -147,7 +146,4 @@ def _umask():
 
 
 def _output_error(dst, error):
-    # h5py wraps the system's message in its own.
-    wrapped = re.search(r"error message = '([^']+)'", str(error))
-    reason = error.strerror or (wrapped[1] if wrapped else str(error).splitlines()[0])
-    return OutputError(f"{dst}: cannot be written: {reason}")
+    return OutputError(f"{dst}: cannot be written: {error.strerror or first_line(error)}")

@@ -136,14 +136,13 @@ class TextGenerationPipeline:
         stop = options.eos_token_id
         if stop is None:
             stop = () if config.eos_token_id is None else (config.eos_token_id,)
-        request = Request(
+        return Request(
             prompt,
             max_new_tokens=limit,
             min_new_tokens=max(0, least),
             stop_token_ids=tuple(stop) if isinstance(stop, list | tuple) else (stop,),
             sampling=options.sampling(number),
         )
-        return request
 
     def _result(self, text, request, options):
         tokens = request.tokens

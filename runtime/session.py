@@ -6,7 +6,7 @@ import numpy as np
 
 from neo_tf.cache_layout import cache_parts
 from neo_tf.config import GPTNeoConfig
-from neo_tf.errors import CheckpointError, ConfigError, NeoTFError
+from neo_tf.errors import CheckpointError, ConfigError, NeoTFError, one_line
 from runtime.kv_cache import KVCache
 from runtime.providers import choose, create_session
 
@@ -47,7 +47,7 @@ class Session:
         except NeoTFError:
             raise
         except Exception as error:  # onnxruntime's errors have no common base
-            raise CheckpointError(f"{path}: cannot be loaded: {_one_line(error)}") from None
+            raise CheckpointError(f"{path}: cannot be loaded: {one_line(error)}") from None
         self._check_graph(path)
         self.cache = KVCache(self.config, slots, np.float32, self.device, self.device_id)
         self._decoders = {}
@@ -138,7 +138,3 @@ class _Step:
         self.seqlens_k[:] = np.asarray(lengths) - 1
         self.total_sequence_length[...] = np.max(lengths)
         self._session.run_with_iobinding(self._binding)
-
-
-def _one_line(error):
-    return " ".join(str(error).split())

@@ -9,7 +9,7 @@ import numpy as np
 from neo_tf.checkpoints.checkpoint import DTYPES, Checkpoint, LazyTensor
 from neo_tf.checkpoints.tokenizer_files import find_tokenizer
 from neo_tf.config import GPTNeoConfig
-from neo_tf.errors import CheckpointError, MissingExtraError
+from neo_tf.errors import CheckpointError, MissingExtraError, first_line
 from neo_tf.variables import canonical_name, storage_name
 
 CONFIG_FILE = "config.json"
@@ -47,7 +47,7 @@ def read_keras(path, tokenizer=None, config=None):
             if _GROUP in store:
                 store[_GROUP].visititems(visit)
     except _READ_ERRORS as error:
-        raise CheckpointError(f"{file}: cannot be read: {_one_line(error)}") from None
+        raise CheckpointError(f"{file}: cannot be read: {first_line(error)}") from None
     return Checkpoint(folder, "keras", config, tensors, find_tokenizer(folder, config.n_vocab, tokenizer))
 
 
@@ -109,7 +109,7 @@ def _read(file, name, dtype):
         with h5py.File(file) as store:
             value = store[_GROUP][name][()]
     except _READ_ERRORS as error:
-        raise CheckpointError(f"{file}: {name} cannot be read: {_one_line(error)}") from None
+        raise CheckpointError(f"{file}: {name} cannot be read: {first_line(error)}") from None
     return np.asarray(value).view(dtype) if value.dtype != dtype else value
 
 
@@ -119,7 +119,3 @@ def _import_h5py():
     except ImportError:
         raise MissingExtraError("Keras weights need h5py: install it with `pip install 'neo-tf[tensorflow]'`") from None
     return h5py
-
-
-def _one_line(error):
-    return str(error).splitlines()[0]

@@ -9,7 +9,7 @@ import numpy as np
 from neo_tf.checkpoints.checkpoint import DTYPES, Checkpoint, LazyTensor
 from neo_tf.checkpoints.tokenizer_files import find_tokenizer, read_dataset_config, with_token_ids
 from neo_tf.config import GPTNeoConfig, read_json
-from neo_tf.errors import CheckpointError, ConfigError
+from neo_tf.errors import CheckpointError, ConfigError, first_line
 from neo_tf.keras_backend import import_tensorflow
 
 CONFIG_FILE = "config.json"
@@ -149,7 +149,7 @@ def write_mesh_tf(checkpoint, folder, progress):
         flush()
         tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=shards, destination_prefix=target, delete_old_dirs=False)
     except tf.errors.OpError as error:
-        raise OSError(0, _first_line(error), target) from None
+        raise OSError(0, _reason(error), target) from None
     (folder / "checkpoint").write_text(
         f'model_checkpoint_path: "model.ckpt-{step}"\nall_model_checkpoint_paths: "model.ckpt-{step}"\n'
     )
@@ -219,7 +219,7 @@ def _open(prefix):
     try:
         return tf.train.load_checkpoint(str(prefix))
     except (tf.errors.OpError, *_READ_ERRORS) as error:
-        raise CheckpointError(f"{prefix}.index: cannot be read: {_first_line(error)}") from None
+        raise CheckpointError(f"{prefix}.index: cannot be read: {_reason(error)}") from None
 
 
 def _read(reader, prefix, name):
@@ -227,14 +227,13 @@ def _read(reader, prefix, name):
     try:
         return reader.get_tensor(name)
     except (tf.errors.OpError, *_READ_ERRORS) as error:
-        raise CheckpointError(f"{prefix}: {name} cannot be read, the shard is damaged: {_first_line(error)}") from None
+        raise CheckpointError(f"{prefix}: {name} cannot be read, the shard is damaged: {_reason(error)}") from None
 
 
-def _first_line(error):
+def _reason(error):
     # TensorFlow wraps its message: {{function_node …}} … [Op:SaveV2] name:
     text = re.sub(r"\{\{.*?\}\}|\[Op:\w+\].*", "", str(getattr(error, "message", None) or error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return first_line(text if text.strip() else error)
 
 
 def _step(name):

@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 
 from neo_tf.config import read_json
-from neo_tf.errors import CheckpointError, ConfigError
+from neo_tf.errors import CheckpointError, ConfigError, first_line
 from neo_tf.options import GPT2_VOCAB_SIZE
 
 DATASET_KEYS = ("tokenizer_path", "eos_id", "padding_id")
@@ -106,7 +106,7 @@ def _beside(folder, datasets=()):
             raise
         except Exception as error:  # tokenizers raises plain Exception
             raise CheckpointError(
-                f"{folder}: vocab.json and merges.txt make no tokenizer: {_first_line(error)}"
+                f"{folder}: vocab.json and merges.txt make no tokenizer: {first_line(error)}"
             ) from None
     name = read_dataset_config(folder, datasets).get("tokenizer_path")
     if name is None or not str(name).endswith(".json"):
@@ -140,13 +140,9 @@ def _checked(text, source, n_vocab=None):
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises plain Exception
-        raise CheckpointError(f"{source}: not a tokenizer: {_first_line(error)}") from None
+        raise CheckpointError(f"{source}: not a tokenizer: {first_line(error)}") from None
     size = tokenizer.get_vocab_size()
     # One that lies beside the weights may have ids that the embedding never got: prompts with them are refused.
     if n_vocab is not None and size > n_vocab:
         raise CheckpointError(f"{source}: the tokenizer has {size} ids, but the model's vocabulary only {n_vocab}")
     return text
-
-
-def _first_line(error):
-    return str(error).partition("\n")[0]
