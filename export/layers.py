@@ -75,6 +75,8 @@ def causal_linear_attention(q, k, v, scope, layer, config, cache, epsilon=1e-6):
 
     q = op("Softmax", split(q, [0, 2, 1, 3], "q"), axis=-1)
     k = op("Exp", split(k, [0, 2, 3, 1], "k"))  # [batch, heads, head, seq]
+    if cache.mask:  # what is padded adds nothing to the sums
+        k = op("Mul", k, cache.step_mask(), name="k_masked")
     v = split(v, [0, 2, 1, 3], "v")
     sum_k, sum_kv = cache.sums(past[0], 1, scope), cache.sums(past[1], head, scope)
 
@@ -113,8 +115,9 @@ def attention(qkv, scope, layer, config, cache):
     seqlens_k, total = cache.lengths(layer)
     output = f"{scope.path}/GroupQueryAttention"
     inputs = (qkv, None, None) if isinstance(qkv, str) else qkv
+    padding = (None, None, None, cache.padding(layer)) if cache.mask else ()
     scope.op(
-        *("GroupQueryAttention", *inputs, *past, seqlens_k, total),
+        *("GroupQueryAttention", *inputs, *past, seqlens_k, total, *padding),
         domain=MICROSOFT,
         out=[output, *present],
         num_heads=config.n_head,
