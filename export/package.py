@@ -5,6 +5,7 @@ import json
 from export.builder import WeightFile
 from export.graph import build_decoder, build_model
 from export.precision import PRECISIONS
+from neo_tf.cache_layout import padded_head_size
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
 from neo_tf.checkpoints.huggingface import CONFIG_FILE, write_tokenizer
 from neo_tf.errors import RequestError
@@ -55,12 +56,21 @@ def _write_configs(checkpoint, folder, precision):
     params = config.to_onnx() | {"weight_precision": precision}
     (folder / CONFIG_FILE).write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(checkpoint, folder)
-    (folder / "genai_config.json").write_text(json.dumps(_genai_config(config), indent=2) + "\n", encoding="utf-8")
+    if _genai_can_run(config):
+        text = json.dumps(_genai_config(config), indent=2) + "\n"
+        (folder / "genai_config.json").write_text(text, encoding="utf-8")
+
+
+def _genai_can_run(config):
+    """It wants one cache for every layer, all of the sequence's length: no sums, no learned keys, no layer without."""
+    return {*config.attention_types} <= {"global", "local"} and not config.num_mem_kv
 
 
 def _genai_config(config):
     """What onnxruntime-genai reads; it knows no `gpt_neo`, and a plain `decoder` is what the graph is."""
-    eos = config.eos_token_id if config.eos_token_id is not None else 0
+    # It must have an id that ends a text. Where a model has none: the last one, which a padded vocabulary never gives.
+    eos = config.eos_token_id if config.eos_token_id is not None else config.n_vocab - 1
+    padded = config.pad_token_id is not None and config.pad_token_id < config.n_vocab
     return {
         "model": {
             "type": "decoder",
@@ -68,7 +78,7 @@ def _genai_config(config):
             "context_length": config.n_ctx,
             "bos_token_id": eos,
             "eos_token_id": eos,
-            "pad_token_id": eos,
+            "pad_token_id": config.pad_token_id if padded else eos,
             "decoder": {
                 "session_options": {"provider_options": []},
                 "filename": MODEL_FILE,
@@ -91,5 +101,10 @@ def _genai_config(config):
                 },
             },
         },
-        "search": {"max_length": config.n_ctx, "do_sample": False, "past_present_share_buffer": True},
+        "search": {
+            "max_length": config.n_ctx,
+            "do_sample": False,
+            # GroupQueryAttention appends in place; the standard operators that replace it make longer caches.
+            "past_present_share_buffer": padded_head_size(config) == config.head_size,
+        },
     }
