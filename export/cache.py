@@ -39,7 +39,9 @@ class Cache:
                 (part.past, length[part.kind], self.graph.input),
                 (part.present, total[part.kind], self.graph.output),
             ):
-                declare(name, np.float32, ["batch_size", part.heads, rows, part.columns])
+                # Running sums stay in float32.
+                dtype = np.float32 if part.kind == "sums" else self.graph.precision.dtype
+                declare(name, dtype, ["batch_size", part.heads, rows, part.columns])
 
     def read_mask(self):
         """Derives the lengths from attention_mask, int64 [batch, past + seq]: 0 where no token stands.
@@ -88,10 +90,15 @@ class Cache:
     @property
     def rotary_tables(self):
         """Names of the cosines and sines, [n_ctx, head / 2] each."""
-        config = self.config
+        config, dtype = self.config, self.graph.precision.dtype
         shape = (config.n_ctx, config.head_size // 2)
+        suffix = "" if dtype == np.float32 else f"/{dtype.name}"
+
+        def table(index):
+            return rotary_tables(config)[index].astype(dtype)
+
         return [
-            self.graph.add_weight(f"rotary/{name}", np.float32, shape, lambda index=index: rotary_tables(config)[index])
+            self.graph.add_weight(f"rotary/{name}{suffix}", dtype, shape, lambda index=index: table(index))
             for index, name in enumerate(("cos", "sin"))
         ]
 
@@ -171,7 +178,7 @@ class Cache:
         def build(scope):
             constant = self.graph.constant
             # [batch, total] -> [batch, 1, 1, total] -> [batch, 1, seq, total]
-            bias = self._hidden(self._visible(scope), scope)
+            bias = self._hidden(self._visible(scope), scope, self.graph.precision.dtype)
             step = scope.op("Shape", "input_ids", start=1)
             bias = scope.op("Expand", bias, scope.op("Concat", constant([1, 1]), step, constant([1]), axis=0))
             return self._remembering(bias, memory, scope)
@@ -200,8 +207,10 @@ class Cache:
         """bool [batch, 1, 1, total]."""
         return scope.op("Unsqueeze", scope.op("Cast", self.mask, to=BOOL), self.graph.constant([1, 2]))
 
-    def _hidden(self, visible, scope):
-        return scope.op("Where", visible, self.graph.constant(0, np.float32), self.graph.constant(-1e9, np.float32))
+    def _hidden(self, visible, scope, dtype=np.float32):
+        # Not -inf: a query that sees nothing, as padded ones may, would be no number, and so would its values.
+        lowest = -65504 if dtype == np.float16 else -1e9
+        return scope.op("Where", visible, self.graph.constant(0, dtype), self.graph.constant(lowest, dtype))
 
     def _remembering(self, bias, memory, scope):
         """Every query sees the learned keys; their own rows of zeros, in the first step, are dropped later."""
