@@ -22,7 +22,8 @@ class Cache:
         self.graph, self.config = graph, config
         self.head_size = padded_head_size(config) if windowed else config.head_size
         self.pads = self.head_size != config.head_size
-        self.masked = not windowed and padded_head_size(config) != config.head_size
+        fused = padded_head_size(config) == config.head_size and not graph.precision.standard
+        self.masked = not windowed and not fused
         self.parts = cache_parts(config, windowed, self.head_size)
         self._kinds = {part.layer: part.kind for part in self.parts}
         self._made = {}

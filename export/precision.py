@@ -26,6 +26,7 @@ class Precision:
         layers: bits of the layers' matrices; None is dtype.
         ends: bits of the token embedding and the head; None is dtype.
         dynamic: the layers' products in int8 throughout, activations too: faster for many tokens at a time.
+        standard: in operators of the ONNX standard alone.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Precision:
     layers: int | None = None
     ends: int | None = None
     dynamic: bool = False
+    standard: bool = False
 
     @property
     def for_prompts(self):

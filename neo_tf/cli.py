@@ -42,6 +42,13 @@ class Precision(StrEnum):
     int4 = "int4"
 
 
+class Ops(StrEnum):
+    """Operators of an exported folder."""
+
+    fused = "fused"
+    standard = "standard"
+
+
 class Target(StrEnum):
     """What an exported folder runs on."""
 
@@ -108,6 +115,9 @@ def export(
     target: Annotated[
         Target | None, typer.Option(help="What it is to run on; cuda for fp16 and bf16, else cpu.")
     ] = None,
+    ops: Annotated[
+        Ops, typer.Option(help="standard: model.onnx alone, in ONNX's standard operators, for other runtimes.")
+    ] = Ops.fused,
     tokenizer: TokenizerPath = None,
     config: ConfigPath = None,
     n_vocab: VocabSize = None,
@@ -120,8 +130,10 @@ def export(
     checkpoint = _open(src, n_vocab, tokenizer=tokenizer, config=config, revision=revision, moe_policy=moe_policy)
     with byte_progress("exporting", checkpoint.nbytes) as progress:
         names = [one.value for one in precision or [Precision.fp32]]
-        neo_tf.export_onnx(checkpoint, dst, names, target=target and target.value, force=force, progress=progress)
-    _written(checkpoint, dst, f"ONNX, {', '.join(names)}", started)
+        options = {"target": target and target.value, "ops": ops.value, "force": force}
+        neo_tf.export_onnx(checkpoint, dst, names, **options, progress=progress)
+    what = "ONNX in standard operators" if ops == Ops.standard else "ONNX"
+    _written(checkpoint, dst, f"{what}, {', '.join(names)}", started)
 
 
 @app.command()
@@ -147,7 +159,7 @@ def verify(
     precision = find_precision(onnx_dir, precision and precision.value)[0]
     options = {"tokens": tokens, "text": text and _read_text(text), "seed": seed}
     count = sum(map(len, sequences_of(checkpoint.config, onnx_dir, **options)))
-    with count_progress("verifying", verify_work(count)) as progress:
+    with count_progress("verifying", verify_work(count, onnx_dir)) as progress:
         deviations = neo_tf.verify(checkpoint, onnx_dir, precision=precision, progress=progress, **options)
     if checkpoint.config.moe_layers:
         console.print("note: compared with room for every position in its experts, as a decoder must give it")

@@ -145,9 +145,11 @@ def test_genai_runs_heads_that_no_fused_operator_takes(tmp_path, judge):
     assert len(found) > 20
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_genai_runs_lower_precisions(precision, tmp_path):
-    neo_tf.export_onnx(TINY_PYTHON, tmp_path / "onnx", precision)
+@pytest.mark.parametrize(
+    ("precision", "ops"), [("int8", "fused"), ("int4", "fused"), ("fp32", "standard"), ("int8", "standard")]
+)
+def test_genai_runs_lower_precisions_and_standard_operators(precision, ops, tmp_path):
+    neo_tf.export_onnx(TINY_PYTHON, tmp_path / "onnx", precision, ops=ops)
     portable, prompt = PortableSession(tmp_path / "onnx"), demo_ids()[0]
     expected, logits = list(prompt), portable.prefill(0, prompt, 0)
     while len(expected) < len(prompt) + 20:
