@@ -93,7 +93,7 @@ class Cache:
         """Puts rows of zeros before the queries, where the learned keys stand."""
         constant = self.graph.constant
         pads = scope.op("Concat", constant([0]), self.memory_rows, constant([0, 0, 0, 0]), axis=0)
-        return scope.op("Pad", q, pads)
+        return scope.pad(q, pads)
 
     def shorten(self, a, scope):
         """Drops the rows that lengthen put there: [batch, memory + seq, ...] -> [batch, seq, ...]."""

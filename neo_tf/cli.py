@@ -147,16 +147,16 @@ def verify(
     precision = find_precision(onnx_dir, precision and precision.value)[0]
     options = {"tokens": tokens, "text": text and _read_text(text), "seed": seed}
     count = sum(map(len, sequences_of(checkpoint.config, onnx_dir, **options)))
-    with count_progress("verifying", verify_work(count)) as progress:
+    with count_progress("verifying", verify_work(count, onnx_dir, precision)) as progress:
         deviations = neo_tf.verify(checkpoint, onnx_dir, precision=precision, progress=progress, **options)
     if checkpoint.config.moe_layers:
         console.print("note: compared with room for every position in its experts, as a decoder must give it")
-    table = summary_table("graph", "run", "error", "position", "token", "cosine", "top-1", *["perplexity"] * bool(text))
+    table = summary_table("graph", "run", "error", "at", "cosine", "top-1", *["perplexity"] * bool(text))
     for found in deviations:
-        row = [found.graph, found.mode, f"{found.error:.2e}", str(found.position), str(found.token_id)]
+        row = [found.graph, found.mode, f"{found.error:.2e}", f"{found.position}:{found.token_id}"]
         row += [f"{found.cosine:.6f}", f"{found.agreement:.1%}"]
         if text:
-            row.append(f"{found.perplexity:.3f} ({found.perplexity_change:+.2%})")
+            row.append(f"{found.perplexity:.2f} {found.perplexity_change:+.2%}")
         table.add_row(*row)
     results.print(table)
     for found in deviations:
