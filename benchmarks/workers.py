@@ -19,7 +19,8 @@ class NeoTF:
         from runtime.engine import Engine, Request
         from runtime.session import Session
 
-        self.request, self.engine = Request, Engine(Session(folder, slots=batch, threads=threads or None))
+        session = Session(folder, slots=batch, threads=threads or None, precision=precision)
+        self.request, self.engine = Request, Engine(session)
 
     def generate(self, prompts, count, first):
         """Greedy continuations of prompts of one length, and the first token's time where it is asked for.

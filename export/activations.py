@@ -1,7 +1,5 @@
 """The ONNX twin of neo_tf/activations.py."""
 
-import numpy as np
-
 from neo_tf.options import ACTIVATIONS
 
 # Names that one ONNX operator computes.
@@ -72,4 +70,4 @@ def activation(x, scope, name):
     if name in _OPERATORS:
         operator, attributes = _OPERATORS[name]
         return scope.op(operator, x, **attributes)
-    return _COMPOSED[name](x, scope.op, lambda value: scope.graph.constant(value, np.float32))
+    return _COMPOSED[name](x, scope.op, scope.graph.number)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from export.precision import BLOCK, PRECISIONS, quantise
+from export.precision import cast, precision_for
 
 MICROSOFT = "com.microsoft"
 OPSETS = {"": 21, MICROSOFT: 1}
@@ -68,12 +68,12 @@ class Graph:
         name: the graph's name.
         checkpoint: the Checkpoint that holds the weights.
         weight_file: the WeightFile that the weights go to.
-        precision: a Precision of the matrices.
+        precision: a Precision.
     """
 
-    def __init__(self, name, checkpoint, weight_file, precision=PRECISIONS["fp32"]):
+    def __init__(self, name, checkpoint, weight_file, precision=None):
         self.name, self.checkpoint, self.weight_file = name, checkpoint, weight_file
-        self.precision = precision
+        self.precision = precision or precision_for("fp32")
         self.inputs, self.outputs, self.nodes, self.initializers = [], [], [], {}
         self._names = {}
 
@@ -101,19 +101,13 @@ class Graph:
         return name
 
     def add_weight(self, name, dtype, shape, read):
-        """Declares a tensor of the data file as an initializer."""
-        return self._refer(name, dtype, shape, self.weight_file.add(name, dtype, shape, read))
+        """Declares a tensor of the data file as an initializer. Its place there is planned only if it is used."""
+        self.initializers[name] = (dtype, shape, lambda: self.weight_file.add(name, dtype, shape, read))
+        return name
 
     def add_view(self, name, dtype, shape, of):
         """Declares another initializer over the bytes of a weight: the same values in another shape."""
-        return self._refer(name, dtype, shape, self.weight_file.weights[of])
-
-    def _refer(self, name, dtype, shape, weight):
-        tensor = TensorProto(name=name, data_type=_onnx_type(dtype), dims=shape, data_location=TensorProto.EXTERNAL)
-        place = {"location": self.weight_file.location, "offset": weight.offset, "length": weight.nbytes}
-        for key, value in place.items():
-            tensor.external_data.add(key=key, value=str(value))
-        self.initializers[name] = tensor
+        self.initializers[name] = (dtype, shape, self.initializers[of][2])
         return name
 
     def constant(self, value, dtype=np.int64):
@@ -124,13 +118,38 @@ class Graph:
         self.initializers[name] = numpy_helper.from_array(value, name)
         return name
 
+    def number(self, value):
+        """A small constant in the graph's own floating-point type."""
+        return self.constant(value, self.precision.dtype)
+
     def model(self):
-        """The finished ModelProto; its weights are references into the data file."""
-        graph = helper.make_graph(
-            self.nodes, self.name, self.inputs, self.outputs, initializer=list(self.initializers.values())
-        )
+        """The finished ModelProto: what its outputs need; its weights are references into the data file."""
+        nodes = self._needed()
+        used = {name for node in nodes for name in node.input} | {value.name for value in self.inputs}
+        initializers = [self._tensor(name) for name in self.initializers if name in used]
+        graph = helper.make_graph(nodes, self.name, self.inputs, self.outputs, initializer=initializers)
         opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="neo-tf")
+
+    def _needed(self):
+        wanted, nodes = {value.name for value in self.outputs}, []
+        for node in reversed(self.nodes):
+            if not wanted.isdisjoint(node.output):
+                wanted.update(node.input)
+                nodes.append(node)
+        return nodes[::-1]
+
+    def _tensor(self, name):
+        made = self.initializers[name]
+        if isinstance(made, TensorProto):
+            return made
+        dtype, shape, plan = made
+        weight = plan()
+        tensor = TensorProto(name=name, data_type=_onnx_type(dtype), dims=shape, data_location=TensorProto.EXTERNAL)
+        place = {"location": self.weight_file.location, "offset": weight.offset, "length": weight.nbytes}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -162,69 +181,62 @@ class Scope:
         )
         return names[0] if len(names) == 1 else tuple(names)
 
+    def float32(self, x, **settings):
+        """x in float32, for what the graph's own type is too short or too narrow for."""
+        if self.graph.precision.dtype != np.float32:
+            return self.op("Cast", x, to=TensorProto.FLOAT, **settings)
+        return self.op("Identity", x, **settings) if settings else x
+
+    def native(self, x):
+        """x, which is float32, in the graph's own type."""
+        dtype = self.graph.precision.dtype
+        return x if dtype == np.float32 else self.op("Cast", x, to=_onnx_type(dtype))
+
     def weight(self, name):
-        """A variable of this scope as an initializer, float32."""
+        """A variable of this scope as an initializer, in the graph's floating-point type."""
         return self.packed([name], name)
 
     def packed(self, names, name):
-        """Several variables of this scope side by side (along the last axis) as one initializer, float32."""
-        shapes = [self._tensor(part).shape for part in names]
+        """Several variables of this scope side by side (along the last axis) as one initializer."""
+        shapes = [self.tensor(part).shape for part in names]
         if len(names) == 1:
             return self.derived(name, shapes[0], lambda tensor: tensor, *names)
         shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
         return self.derived(name, shape, lambda *tensors: np.concatenate(tensors, axis=-1), *names)
 
-    def derived(self, name, shape, function, *variables):
-        """A function of some variables of this scope, computed when it is written, as an initializer, float32."""
-        tensors = [self._tensor(variable) for variable in variables]
+    def derived(self, name, shape, function, *variables, dtype=None):
+        """A function of some variables of this scope, computed in float32 when it is written, as an initializer.
 
-        def read():
-            return function(*(tensor.read().astype(np.float32, copy=False) for tensor in tensors))
+        dtype: of the initializer; the graph's own by default.
+        """
+        dtype = np.dtype(dtype or self.graph.precision.dtype)
+        path = f"gpt2{self.variables}/{name}"
+        full = path if dtype == np.float32 else f"{path}/{dtype.name}"
+        return self.graph.add_weight(full, dtype, shape, lambda: cast(function(*self.read(variables)), dtype, path))
 
-        return self.graph.add_weight(f"gpt2{self.variables}/{name}", np.float32, shape, read)
-
-    def matmul(self, x, names, name, bits):
-        """x @ some variables side by side: [..., in] -> [..., out], the weights quantised where bits are given."""
-        place = self if name == "kernel" else self[name]
-        if bits is None:
-            return place.op("MatMul", x, self.packed(names, name))
-        shapes = [self._tensor(part).shape for part in names]
-        inputs, outputs = shapes[0][0], sum(shape[1] for shape in shapes)
-        weight = self.quantised(names, name, outputs, inputs, bits, lambda *parts: np.concatenate(parts, axis=1).T)
-        return place.matmul_n_bits(x, weight, outputs, inputs, bits)
-
-    def matmul_n_bits(self, x, weight, outputs, inputs, bits):
-        """x @ a quantised weight, (integers, scales) by name: [..., inputs] -> [..., outputs]."""
-        return self.op(
-            *("MatMulNBits", x, *weight),
-            domain=MICROSOFT,
-            K=inputs,
-            N=outputs,
-            bits=bits,
-            block_size=BLOCK,
-            accuracy_level=4,  # products in int8: float32 ones take ten times as long on a CPU
-        )
-
-    def quantised(self, names, name, outputs, inputs, bits, function):
-        """Initializers (integers, scales) of function(variables), float32 [outputs, inputs], quantised in blocks."""
-        tensors, made = [self._tensor(part) for part in names], {}
+    def derived_pair(self, name, dtypes, shapes, function, *variables):
+        """As derived, for a function that returns two arrays: initializers {name} and {name}/scales."""
+        made = {}
 
         def part(index):
             # Both parts come of one computation; they are written one after the other, then forgotten.
             if not made:
-                read = (tensor.read().astype(np.float32, copy=False) for tensor in tensors)
-                made.update(enumerate(quantise(np.ascontiguousarray(function(*read)), bits)))
+                made.update(enumerate(function(*self.read(variables))))
             return made.pop(index)
 
-        blocks, base = -(-inputs // BLOCK), f"gpt2{self.variables}/{name}/int{bits}"
-        shape = (outputs, blocks, BLOCK * bits // 8)
+        base = f"gpt2{self.variables}/{name}"
         return (
-            self.graph.add_weight(base, np.uint8, shape, lambda: part(0)),
-            self.graph.add_weight(f"{base}/scales", np.float32, (outputs, blocks), lambda: part(1)),
+            self.graph.add_weight(base, dtypes[0], shapes[0], lambda: part(0)),
+            self.graph.add_weight(f"{base}/scales", dtypes[1], shapes[1], lambda: part(1)),
         )
 
-    def _tensor(self, name):
+    def tensor(self, name):
+        """The checkpoint's tensor of a variable of this scope."""
         return self.graph.checkpoint.tensors[f"gpt2{self.variables}/{name}"]
+
+    def read(self, variables):
+        """The values of some variables of this scope, one by one, float32."""
+        return (self.tensor(variable).read().astype(np.float32, copy=False) for variable in variables)
 
 
 def _onnx_type(dtype):

@@ -38,7 +38,9 @@ class Cache:
                 (part.past, length[part.kind], self.graph.input),
                 (part.present, total[part.kind], self.graph.output),
             ):
-                declare(name, np.float32, ["batch_size", part.heads, rows, part.columns])
+                # Running sums stay in float32.
+                dtype = np.float32 if part.kind == "sums" else self.graph.precision.dtype
+                declare(name, dtype, ["batch_size", part.heads, rows, part.columns])
 
     def names(self, layer):
         """The layer's (past key, past value) and (present key, present value)."""
@@ -62,10 +64,15 @@ class Cache:
     @property
     def rotary_tables(self):
         """Names of the cosines and sines, [n_ctx, head / 2] each."""
-        config = self.config
+        config, dtype = self.config, self.graph.precision.dtype
         shape = (config.n_ctx, config.head_size // 2)
+        suffix = "" if dtype == np.float32 else f"/{dtype.name}"
+
+        def table(index):
+            return rotary_tables(config)[index].astype(dtype)
+
         return [
-            self.graph.add_weight(f"rotary/{name}", np.float32, shape, lambda index=index: rotary_tables(config)[index])
+            self.graph.add_weight(f"rotary/{name}{suffix}", dtype, shape, lambda index=index: table(index))
             for index, name in enumerate(("cos", "sin"))
         ]
 

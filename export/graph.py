@@ -4,14 +4,13 @@ import numpy as np
 
 from export.builder import Graph, Scope
 from export.cache import INT32, Cache
-from export.fuse import fuse_skip_norms
+from export.fuse import fuse
 from export.layers import attn, embed, layer_norm, mlp, rezero, scale_norm, unembed
 from export.moe import moe
-from export.precision import PRECISIONS
 from neo_tf.variables import layer_scope
 
 
-def build_model(checkpoint, weight_file, precision=PRECISIONS["fp32"]):
+def build_model(checkpoint, weight_file, precision=None):
     """model.onnx: the graph that everyone can run, with full-length caches and the usual names.
 
     Inputs: input_ids, attention_mask, position_ids int64; past_key_values.{i}.key|value. num_logits_to_keep is an
@@ -26,6 +25,8 @@ def build_model(checkpoint, weight_file, precision=PRECISIONS["fp32"]):
     graph.output("logits", np.float32, ["batch_size", "sequence_length", checkpoint.config.n_vocab])
     cache.declare()
     graph.input("num_logits_to_keep", np.int64, [1], default=np.zeros(1, np.int64))
+    # From the end; -0 = 0 is the first position.
+    logits_start = graph.root["num_logits_to_keep"].op("Neg", "num_logits_to_keep")
 
     # GroupQueryAttention wants lengths, not a mask: [batch, total] -> int32 [batch], and total itself.
     mask, constant = graph.root["attention_mask"], graph.constant
@@ -33,37 +34,56 @@ def build_model(checkpoint, weight_file, precision=PRECISIONS["fp32"]):
     cache.seqlens_k = mask.op("Cast", mask.op("Sub", lengths, constant(1)), to=INT32, name="seqlens_k")
     total = mask.op("Gather", mask.op("Shape", "attention_mask"), constant(1))
     cache.total_sequence_length = mask.op("Cast", total, to=INT32, name="total_sequence_length")
-    _body(graph, checkpoint.config, cache)
+    _body(graph, checkpoint.config, cache, logits_start)
     return graph.model()
 
 
-def build_decoder(checkpoint, weight_file, precision=PRECISIONS["fp32"]):
+def build_decoder(checkpoint, weight_file, precision=None):
     """decoder.onnx: the graph that the runtime runs, with windowed caches on local layers.
 
     Inputs: input_ids, position_ids int64 [batch, seq]; seqlens_k int32 [batch], each row's length less one, this
-    step's tokens included; total_sequence_length int32, the longest row's length; num_logits_to_keep int64 [1];
-    past_key_values.{i}.key|value. Past and present are meant to be one buffer.
-    Outputs: logits [batch, kept, n_vocab]; next_tokens int64 [batch, kept], their argmax; present.{i}.key|value.
+    step's tokens included; total_sequence_length int32, the longest row's length; logits_start int64 [1], the first
+    of this step's tokens whose logits come out; past_key_values.{i}.key|value. Past and present are meant to be one
+    buffer. total_sequence_length and logits_start are read by the host: on CUDA they stay in its memory.
+    Outputs: logits float32 [batch, kept, n_vocab]; next_tokens int64 [batch, kept], their argmax;
+    present.{i}.key|value.
     """
-    graph = Graph("decoder", checkpoint, weight_file, precision)
+    graph, cache = _windowed_graph("decoder", checkpoint, weight_file, precision)
+    graph.input("logits_start", np.int64, [1])
+    graph.output("logits", np.float32, ["batch_size", "kept", checkpoint.config.n_vocab])
+    graph.output("next_tokens", np.int64, ["batch_size", "kept"])
+    cache.declare()
+    logits = _body(graph, checkpoint.config, cache, "logits_start")
+    graph.root["head"].op("ArgMax", logits, axis=-1, keepdims=0, out=["next_tokens"])
+    return graph.model()
+
+
+def build_prefill(checkpoint, weight_file, precision):
+    """prefill.onnx: decoder.onnx without its end, for the tokens of a prompt whose logits nobody asks for.
+
+    It fills the same caches, in the kernels that are fastest for many tokens at a time.
+    """
+    graph, cache = _windowed_graph("prefill", checkpoint, weight_file, precision)
+    cache.declare()
+    _body(graph, checkpoint.config, cache, None)
+    return graph.model()
+
+
+def _windowed_graph(name, checkpoint, weight_file, precision):
+    """A Graph and its Cache, with the inputs that decoder.onnx and prefill.onnx share."""
+    graph = Graph(name, checkpoint, weight_file, precision)
     cache = Cache(graph, checkpoint.config, windowed=True)
     graph.input("input_ids", np.int64, ["batch_size", "sequence_length"])
     graph.input("position_ids", np.int64, ["batch_size", "sequence_length"])
     cache.seqlens_k = graph.input("seqlens_k", np.int32, ["batch_size"])
     cache.total_sequence_length = graph.input("total_sequence_length", np.int32, [])
-    graph.input("num_logits_to_keep", np.int64, [1])
-    graph.output("logits", np.float32, ["batch_size", "kept", checkpoint.config.n_vocab])
-    graph.output("next_tokens", np.int64, ["batch_size", "kept"])
-    cache.declare()
     if "linear" in checkpoint.config.attention_types:
         # Rows whose sequence begins with this step: bool [batch, 1, 1, 1].
         fresh, constant = graph.root["fresh"], graph.constant
         step = fresh.op("Cast", fresh.op("Shape", "input_ids", start=1), to=INT32)
         length = fresh.op("Add", cache.seqlens_k, constant(1, np.int32))
         cache.fresh = fresh.op("Reshape", fresh.op("Equal", length, step), constant([-1, 1, 1, 1]))
-    logits = _body(graph, checkpoint.config, cache)
-    graph.root["head"].op("ArgMax", logits, axis=-1, keepdims=0, out=["next_tokens"])
-    return graph.model()
+    return graph, cache
 
 
 def block(x, scope, layer, config, cache):
@@ -71,7 +91,7 @@ def block(x, scope, layer, config, cache):
 
     Attention type "none" adds x to itself. macaron's first mlp has neither norm nor rezero.
     """
-    half = scope.graph.constant(0.5, np.float32)
+    half = scope.graph.number(0.5)
     if config.macaron:
         m = scope["mlp_macaron"].op("Mul", mlp(x, scope["mlp_macaron"], config), half)
         x = scope["mlp_macaron"].op("Add", x, m, name="Residual")
@@ -94,16 +114,14 @@ def block(x, scope, layer, config, cache):
     return scope["mlp"].op("Add", x, m, name="Residual")
 
 
-def _body(graph, config, cache):
-    root = graph.root
+def _body(graph, config, cache, logits_start):
+    root, constant = graph.root, graph.constant
     h = embed("input_ids", "position_ids", root, config)
     for layer in range(config.n_layer):
         scope = Scope(graph, f"/h{layer}", f"/{layer_scope(config, layer)}")
         h = block(h, scope, layer, config, cache)
-    # The last num_logits_to_keep positions; from -0 = 0, that is all of them, by default.
-    keep, constant = root["num_logits_to_keep"], graph.constant
-    start = keep.op("Neg", "num_logits_to_keep")
-    h = keep.op("Slice", h, start, constant([2**62]), constant([1]))
-    logits = unembed(h, root, config)
-    graph.nodes = fuse_skip_norms(graph.nodes, graph.initializers)
-    return logits
+    if logits_start:
+        h = unembed(root["head"].op("Slice", h, logits_start, constant([2**62]), constant([1])), root, config)
+    if graph.precision.target == "cuda":
+        graph.nodes = fuse(graph.nodes, graph.initializers)
+    return h

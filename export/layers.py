@@ -4,7 +4,8 @@ import numpy as np
 
 from export.activations import activation
 from export.builder import MICROSOFT
-from export.precision import BLOCK
+from export.matmul import block_matmul, blocks, matmul, padded_outputs
+from export.precision import block_size
 
 
 def layer_norm(x, scope, config):
@@ -27,7 +28,7 @@ def rezero(x, scope):
 
 def linear(x, scope):
     """x @ kernel + bias: [batch, seq, in] -> [batch, seq, out]."""
-    product = scope.matmul(x, ["kernel"], "kernel", scope.graph.precision.layers)
+    product = matmul(x, scope, ["kernel"], "kernel")
     return scope.op("Add", product, scope.weight("bias"))
 
 
@@ -63,7 +64,8 @@ def memory_key_values(k, v, scope, config, cache):
 def causal_linear_attention(q, k, v, scope, layer, config, cache, epsilon=1e-6):
     """Attention by running sums: q softmax over the features, k exponential; [batch, seq, heads * head].
 
-    The cache holds the sums of k, [batch, heads, 1, head], and of k (x) v, [batch, heads, head, head].
+    The cache holds the sums of k, [batch, heads, 1, head], and of k (x) v, [batch, heads, head, head]; float32 in
+    every precision, as sums over a whole text.
     """
     op, constant = scope.op, scope.graph.constant
     heads, head = config.n_head, config.head_size
@@ -73,6 +75,7 @@ def causal_linear_attention(q, k, v, scope, layer, config, cache, epsilon=1e-6):
         # [batch, seq, heads * head] -> [batch, seq, heads, head] -> by perm
         return op("Transpose", op("Reshape", t, constant([0, 0, heads, head])), perm=perm, name=name)
 
+    q, k, v = (scope.float32(t) for t in (q, k, v))
     q = op("Softmax", split(q, [0, 2, 1, 3], "q"), axis=-1)
     k = op("Exp", split(k, [0, 2, 3, 1], "k"))  # [batch, heads, head, seq]
     v = split(v, [0, 2, 1, 3], "v")
@@ -91,7 +94,8 @@ def causal_linear_attention(q, k, v, scope, layer, config, cache, epsilon=1e-6):
     op("Add", sum_k, step_k, out=[present[0]], name="present_key")
     op("Add", sum_kv, op("MatMul", k, v, name="step_kv"), out=[present[1]], name="present_value")
     # [batch, heads, seq, head] -> [batch, seq, heads * head]
-    return op("Reshape", op("Transpose", a, perm=[0, 2, 1, 3], name="merge"), constant([0, 0, heads * head]))
+    a = op("Reshape", op("Transpose", a, perm=[0, 2, 1, 3], name="merge"), constant([0, 0, heads * head]))
+    return scope.native(a)
 
 
 def attention(qkv, scope, layer, config, cache):
@@ -154,10 +158,11 @@ def masked_attention(q, k, v, scope, layer, config, cache):
 
     keys = op("Concat", past[0], split(k), axis=2, out=[present[0]], name="keys")
     values = op("Concat", past[1], split(v), axis=2, out=[present[1]], name="values")
-    # [batch, heads, seq, head] x [batch, heads, head, total] -> [batch, heads, seq, total]
-    logits = op("MatMul", split(q), op("Transpose", keys, perm=[0, 1, 3, 2]))
+    # [batch, heads, seq, head] x [batch, heads, head, total] -> [batch, heads, seq, total], in float32: without the
+    # division by sqrt(head size), fp16 overflows
+    logits = op("MatMul", scope.float32(split(q)), scope.float32(op("Transpose", keys, perm=[0, 1, 3, 2])))
     weights = op("Softmax", op("Add", logits, cache.bias(layer)), axis=-1)
-    a = op("Transpose", op("MatMul", weights, values), perm=[0, 2, 1, 3])
+    a = op("Transpose", op("MatMul", scope.native(weights), values), perm=[0, 2, 1, 3])
     return op("Reshape", a, constant([0, 0, heads * head]))
 
 
@@ -169,8 +174,7 @@ def attn(x, scope, layer, config, cache):
     kind, inner = config.attention_types[layer], scope["attention"]
     remembers = kind == "global" and config.num_mem_kv > 0
     # [batch, seq, embd] -> [batch, seq, 3 * heads * head]
-    bits = scope.graph.precision.layers
-    qkv = scope.matmul(x, ["q", "k", "v"], "qkv", bits)
+    qkv = matmul(x, scope, ["q", "k", "v"], "qkv")
     if kind != "linear" and not (config.rotary_emb or remembers or cache.masked or cache.pads):
         a = attention(qkv, inner, layer, config, cache)
     else:
@@ -191,7 +195,7 @@ def attn(x, scope, layer, config, cache):
                 a = attention((q, k, v), inner, layer, config, cache)
             a = cache.shorten(a, inner) if remembers else a
     # [batch, seq, heads * head] -> [batch, seq, embd]
-    a = scope.matmul(a, ["o"], "o", bits)
+    a = matmul(a, scope, ["o"], "o")
     bias = scope["compute_output_bias"]
     return bias.op("Add", a, bias.weight("o_b"))
 
@@ -232,35 +236,47 @@ def embed(input_ids, position_ids, scope, config):
 
 
 def look_up(input_ids, scope, config):
-    """Rows of the token embedding: int64 [batch, seq] -> [batch, seq, embd]; quantised, it is the head's tensor."""
+    """Rows of the token embedding: int64 [batch, seq] -> [batch, seq, embd]; it is the head's tensor."""
     bits, inner = scope.graph.precision.ends, scope["wte"]
-    if bits is None or config.n_embd % BLOCK:
-        return inner.op("Gather", scope.weight("wte"), input_ids)
-    integers, scales = scope.quantised(["wte"], "wte", config.n_vocab, config.n_embd, bits, lambda wte: wte)
-    rows = scope.graph.add_view(f"{integers}/rows", np.uint8, (config.n_vocab, config.n_embd * bits // 8), integers)
-    settings = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
-    return inner.op("GatherBlockQuantized", rows, input_ids, scales, domain=MICROSOFT, **settings)
+    if bits is None or config.n_embd % block_size(config.n_embd, bits):
+        return inner.op("Gather", head_weight("wte", scope, config), input_ids)
+    integers, scales = blocks(scope, ["wte"], "wte", config.n_vocab, config.n_embd, bits, lambda wte: wte)
+    rows = padded_outputs(config.n_vocab, scope.graph.precision)
+    view = scope.graph.add_view(f"{integers}/rows", np.uint8, (rows, config.n_embd * bits // 8), integers)
+    settings = {"bits": bits, "block_size": block_size(config.n_embd, bits), "gather_axis": 0, "quantize_axis": 1}
+    return inner.op("GatherBlockQuantized", view, input_ids, scales, domain=MICROSOFT, **settings)
+
+
+def head_weight(name, scope, config):
+    """An embedding as the head's product takes it: [n_vocab, embd], on CUDA padded with rows of zeros."""
+    rows = padded_outputs(config.n_vocab, scope.graph.precision)
+    pads = ((0, rows - config.n_vocab), (0, 0))
+    return scope.derived(name, (rows, config.n_embd), lambda wte: np.pad(wte, pads) if pads[0][1] else wte, name)
 
 
 def unembed(h, scope, config):
-    """Logits: [batch, seq, embd] -> [batch, seq, n_vocab], by an embedding after ln_f or by a layer.
+    """Logits: [batch, seq, embd] -> float32 [batch, seq, n_vocab], by an embedding after ln_f or by a layer.
 
-    One stored embedding serves both ends. ONNX Runtime packs a copy of it for the product: the unpacked product
-    (wte @ h^T) saves that memory, and reads at 0.7 of the speed for a single row.
+    One stored embedding serves both ends. ONNX Runtime packs a copy of it for the product on the CPU: the unpacked
+    product (wte @ h^T) saves that memory, and reads at 0.7 of the speed for a single row.
     """
+    head, constant, precision = scope["head"], scope.graph.constant, scope.graph.precision
     if config.no_weight_tie:
         logits = linear(h, scope["wte_final_linear"]["conv1d_main"]["linear_out"])
-        return scope["head"].op("Identity", logits, out=["logits"])
+        return head.float32(logits, out=["logits"])
     h = layer_norm(h, scope["ln_f"], config)
-    head, constant = scope["head"], scope.graph.constant
-    shape = head.op("Shape", h, start=0, end=2)
-    # [batch, seq, embd] -> [batch * seq, embd] x [n_vocab, embd]^T -> [batch * seq, n_vocab]
-    rows = head.op("Reshape", h, constant([-1, config.n_embd]))
-    name, bits = "lm_head" if config.untied_lm_head else "wte", scope.graph.precision.ends
-    if bits is None:
-        logits = head.op("Gemm", rows, scope.weight(name), transB=1)
+    name, bits = "lm_head" if config.untied_lm_head else "wte", precision.ends
+    rows = padded_outputs(config.n_vocab, precision)
+    if bits is not None:
+        weight = blocks(scope, [name], name, config.n_vocab, config.n_embd, bits, lambda embedding: embedding)
+        logits = block_matmul(h, head, weight, rows, config.n_embd, bits)
+    elif precision.target == "cpu":
+        shape = head.op("Concat", head.op("Shape", h, start=0, end=2), constant([config.n_vocab]), axis=0)
+        # [batch, seq, embd] -> [batch * seq, embd] x [n_vocab, embd]^T -> [batch * seq, n_vocab]
+        h = head.op("Reshape", h, constant([-1, config.n_embd]))
+        logits = head.op("Reshape", head.op("Gemm", h, head_weight(name, scope, config), transB=1), shape)
     else:
-        weight = scope.quantised([name], name, config.n_vocab, config.n_embd, bits, lambda embedding: embedding)
-        logits = head.matmul_n_bits(rows, weight, config.n_vocab, config.n_embd, bits)
-    shape = head.op("Concat", shape, constant([config.n_vocab]), axis=0)
-    return head.op("Reshape", logits, shape, out=["logits"])
+        logits = head.op("FusedMatMul", h, head_weight(name, scope, config), domain=MICROSOFT, transB=1)
+    if rows > config.n_vocab:
+        logits = head.op("Slice", logits, constant([0]), constant([config.n_vocab]), constant([2]))
+    return head.float32(logits, out=["logits"])

@@ -15,7 +15,10 @@ def moe(x, scope, config):
     op, constant = scope["moe"].op, scope.graph.constant
     one_hot = (constant([experts]), constant([0.0, 1.0], np.float32))
 
-    gates = op("Softmax", op("MatMul", x, scope["top_2_gating"].weight("kernel"), name="gating"), axis=-1)
+    # Who goes where is decided in float32.
+    kernel = scope["top_2_gating"]
+    kernel = kernel.derived("kernel", kernel.tensor("kernel").shape, lambda w: w, "kernel", dtype=np.float32)
+    gates = op("Softmax", op("MatMul", scope["moe"].float32(x), kernel, name="gating"), axis=-1)
     first = op("OneHot", op("ArgMax", gates, axis=-1, keepdims=0), *one_hot, axis=-1)
     rest = op("Mul", gates, op("Sub", constant(1, np.float32), first))
     second = op("OneHot", op("ArgMax", rest, axis=-1, keepdims=0), *one_hot, axis=-1)
@@ -34,5 +37,5 @@ def moe(x, scope, config):
     h = activation(h, scope["moe"], params["moe_activation"])
     y = op("MatMul", h, scope["wo"].weight("kernel"), name="wo")
     # [batch, seq, experts] -> [batch, experts, seq, 1]
-    weights = op("Unsqueeze", op("Transpose", weights, perm=[0, 2, 1]), constant([-1]))
+    weights = op("Unsqueeze", op("Transpose", scope["moe"].native(weights), perm=[0, 2, 1]), constant([-1]))
     return op("ReduceSum", op("Mul", y, weights), constant([1]), keepdims=0)

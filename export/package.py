@@ -3,25 +3,26 @@
 import json
 
 from export.builder import WeightFile
-from export.graph import build_decoder, build_model
-from export.precision import PRECISIONS
+from export.graph import build_decoder, build_model, build_prefill
+from export.precision import precision_for
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
 from neo_tf.checkpoints.huggingface import CONFIG_FILE, write_tokenizer
 from neo_tf.errors import RequestError
+from neo_tf.onnx_folder import DATA_FILE, DECODER, MODEL, PREFILL, graph_files
 from neo_tf.output import new_folder
 
-MODEL_FILE, DECODER_FILE, DATA_FILE = "model.onnx", "decoder.onnx", "model.onnx_data"
 
-
-def export_onnx(src, dst, precision="fp32", *, n_vocab=None, force=False, progress=None, **opening):
+def export_onnx(src, dst, precision="fp32", *, target=None, n_vocab=None, force=False, progress=None, **opening):
     """Exports a checkpoint as an ONNX folder; the weights are written one by one.
 
     Args:
         src: a Checkpoint, or what open_checkpoint opens.
         dst: the folder to write; appears whole or not at all.
-        precision: of the matrices: "fp32"; "int8" or "int4", in blocks, for the CPU (int4 keeps 8 bits at the ends).
+        precision: "fp32", "fp16", "bf16", "int8" or "int4", or a list of them: one data file then holds all, what is
+            equal once, and the first is the folder's own.
+        target: "cpu" or "cuda"; by default cuda for fp16 and bf16, which CPUs have no kernels for, and otherwise cpu.
         n_vocab, force: see neo_tf.convert.
-        progress: called as progress(name, bytes) after each tensor.
+        progress: called as progress(name, bytes) after each tensor; the bytes add up to the checkpoint's.
         opening: tokenizer, config, revision, moe_policy: see open_checkpoint.
 
     Returns:
@@ -29,30 +30,47 @@ def export_onnx(src, dst, precision="fp32", *, n_vocab=None, force=False, progre
 
     Raises:
         CheckpointError, ConfigError, OutputError: see neo_tf.convert.
-        RequestError: an unknown precision.
+        RequestError: an unknown precision or target, or a precision that the target does not run.
     """
-    if precision not in PRECISIONS:
-        raise RequestError(f"unknown precision {precision!r} (known: {', '.join(PRECISIONS)})")
+    precisions = _precisions(precision, target)
     checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src, **opening)
     if n_vocab is not None:
         checkpoint = checkpoint.with_vocab(n_vocab)
-    weights, bits = WeightFile(DATA_FILE), PRECISIONS[precision]
-    graphs = {
-        MODEL_FILE: build_model(checkpoint, weights, bits),
-        DECODER_FILE: build_decoder(checkpoint, weights, bits),
-    }
+    weights, graphs = WeightFile(DATA_FILE), {}
+    files = graph_files(precisions)
+    for name, precision in precisions.items():
+        graphs[files[name, MODEL]] = build_model(checkpoint, weights, precision)
+        graphs[files[name, DECODER]] = build_decoder(checkpoint, weights, precision)
+        if precision.for_prompts:
+            graphs[files[name, PREFILL]] = build_prefill(checkpoint, weights, precision.for_prompts)
     with new_folder(dst, force=force, needs=weights.nbytes, source=checkpoint.path) as folder:
         checkpoint.verify()
         for name, model in graphs.items():
             (folder / name).write_bytes(model.SerializeToString())
-        weights.write(folder / DATA_FILE, progress or (lambda name, size: None))
-        _write_configs(checkpoint, folder, precision)
+        written = sum(weight.nbytes for weight in weights.weights.values())
+        weights.write(folder / DATA_FILE, _shares(progress, checkpoint.nbytes / written))
+        _write_configs(checkpoint, folder, precisions)
     return checkpoint
 
 
-def _write_configs(checkpoint, folder, precision):
+def _precisions(names, target):
+    """{name: Precision}, in order, of one target."""
+    names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    found = {name: precision_for(name, target) for name in names}
+    if len({precision.target for precision in found.values()}) != 1:
+        raise RequestError(f"{', '.join(found) or 'no precision'}: a folder is for one target: name it, cpu or cuda")
+    return found
+
+
+def _shares(progress, scale):
+    """progress in parts of the source's bytes, which is what a caller knows beforehand."""
+    return (lambda name, size: progress(name, size * scale)) if progress else (lambda name, size: None)
+
+
+def _write_configs(checkpoint, folder, precisions):
     config = checkpoint.config.replace(precision="float32")
-    params = config.to_onnx() | {"weight_precision": precision}
+    target = next(iter(precisions.values())).target
+    params = config.to_onnx() | {"precisions": list(precisions), "target": target}
     (folder / CONFIG_FILE).write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(checkpoint, folder)
     (folder / "genai_config.json").write_text(json.dumps(_genai_config(config), indent=2) + "\n", encoding="utf-8")
@@ -71,7 +89,7 @@ def _genai_config(config):
             "pad_token_id": eos,
             "decoder": {
                 "session_options": {"provider_options": []},
-                "filename": MODEL_FILE,
+                "filename": f"{MODEL}.onnx",
                 "hidden_size": config.n_embd,
                 "num_hidden_layers": config.n_layer,
                 "num_attention_heads": config.n_head,

@@ -5,31 +5,53 @@ from pathlib import Path
 
 import numpy as np
 
-from export.package import MODEL_FILE
 from neo_tf.cache_layout import cache_parts
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
-from neo_tf.checkpoints.huggingface import CONFIG_FILE
-from neo_tf.config import read_json
 from neo_tf.errors import CheckpointError, ConfigError, RequestError, one_line
+from neo_tf.onnx_folder import DECODER, MODEL, find_precision, graph_files, read_precisions
 
 TOLERANCE = 1e-4  # absolute, on fp32 logits
-COSINES = {"int8": 0.999, "int4": 0.99}  # least mean cosine of the logits of a lower precision
 _PAST_WINDOW = 64  # tokens beyond the local window
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a lower precision may cost.
+
+    Args:
+        cosine: least mean cosine of the logits.
+        agreement: least share of a text's positions at which the largest logit is the same one.
+        perplexity: how much larger a text's perplexity may be, as a part of the source's.
+    """
+
+    cosine: float
+    agreement: float
+    perplexity: float
+
+
+LIMITS = {
+    "fp16": Limits(0.9999, 0.98, 0.005),
+    "bf16": Limits(0.999, 0.94, 0.005),
+    "int8": Limits(0.999, 0.92, 0.01),
+    "int4": Limits(0.99, 0.75, 0.05),
+}
+
+
+@dataclass(frozen=True)
 class Deviation:
-    """The largest difference of one comparison, and where it is.
+    """One comparison: the largest difference, where it is, and the means over all positions.
 
     Args:
         graph: "decoder.onnx" or "model.onnx".
         mode: "prefill" or "step by step".
         error: largest absolute difference of a logit.
-        position: of the token whose logits they are.
+        position: of the token whose logits they are; of a longer text, counted from its beginning.
         token_id: which logit.
         logits: how many were compared.
         cosine: mean over the positions, of the two logit vectors.
         agreement: share of the positions at which both have the same largest logit.
+        perplexity: the graph's on the text; None where there was none.
+        source_perplexity: likewise, the source's.
     """
 
     graph: str
@@ -40,20 +62,46 @@ class Deviation:
     logits: int
     cosine: float
     agreement: float
+    perplexity: float | None = None
+    source_perplexity: float | None = None
+
+    @property
+    def perplexity_change(self):
+        """(graph - source) / source, of the perplexity; None without a text."""
+        return self.perplexity / self.source_perplexity - 1 if self.perplexity else None
+
+    def failure(self, precision, tolerance=TOLERANCE):
+        """What is beyond the limits of a precision, in words, or None: an error for fp32, LIMITS for others."""
+        if precision not in LIMITS:
+            # A NaN is within no limit.
+            return None if self.error <= tolerance else f"logits differ by {self.error:.2e}, more than {tolerance:.0e}"
+        limits = LIMITS[precision]
+        if not self.cosine >= limits.cosine:
+            return f"the logits' mean cosine {self.cosine:.5f} is below {limits.cosine}, the limit for {precision}"
+        if self.perplexity is None:
+            return None
+        if not self.agreement >= limits.agreement:
+            return f"top-1 agreement is {self.agreement:.1%}, below {limits.agreement:.0%}, the limit for {precision}"
+        change = self.perplexity_change
+        if not change <= limits.perplexity:
+            return f"perplexity is {change:+.2%} off, the limit for {precision} is {limits.perplexity:+.1%}"
+        return None
 
     def passes(self, precision, tolerance=TOLERANCE):
-        """Whether it is within the limit of a folder's precision: an error for fp32, a mean cosine for others."""
-        return self.cosine >= COSINES[precision] if precision in COSINES else self.error <= tolerance
+        """Whether nothing is beyond the limits of a precision."""
+        return self.failure(precision, tolerance) is None
 
 
-def verify(src, onnx_dir, *, tokens=None, seed=0, progress=None):
+def verify(src, onnx_dir, *, tokens=None, text=None, seed=0, precision=None, progress=None):
     """Compares every position's logits of both graphs with the source's: by prefill, and token by token.
 
     Args:
         src: a Checkpoint, or what open_checkpoint opens.
         onnx_dir: a folder that export_onnx wrote from it; a trimmed vocabulary is compared as far as it goes.
-        tokens: length of the random sequence; by default past the largest local window.
-        seed: of the sequence.
+        tokens: how many; by default past the largest local window, or of a text as many as the context holds.
+        text: a str to compare on, and to measure perplexity on, n_ctx tokens at a time; random tokens otherwise.
+        seed: of the random tokens.
+        precision: one of the folder's; its first where None.
         progress: called as progress(tokens) with the tokens done; verify_work says how many there are.
 
     Returns:
@@ -61,42 +109,51 @@ def verify(src, onnx_dir, *, tokens=None, seed=0, progress=None):
 
     Raises:
         CheckpointError, ConfigError: either side cannot be used, or they are different models.
-        RequestError: more tokens than n_ctx.
+        RequestError: more random tokens than n_ctx, a text of less than two tokens, or no such precision.
         MissingExtraError: the extra `tensorflow` is not installed.
     """
     import neo_tf
     from runtime.session import Session
 
     checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src)
-    session = Session(onnx_dir, device="cpu")
+    session = Session(onnx_dir, device="cpu", precision=precision)
     _check_same(checkpoint, session.config)
     config, progress = session.config, progress or (lambda count: None)
-    tokens = default_tokens(config) if tokens is None else tokens
-    if not 0 < tokens <= config.n_ctx:
-        raise RequestError(f"cannot verify {tokens} tokens: n_ctx is {config.n_ctx}")
-    ids = np.random.default_rng(seed).integers(0, config.n_vocab, tokens)
-    expected = np.asarray(neo_tf.GPTNeo.from_checkpoint(_without_room_limits(checkpoint))(ids[None]))
-    expected = expected[0, :, : config.n_vocab]
-    progress(tokens)
+    sequences = sequences_of(config, onnx_dir, tokens, text, seed)
+    source = neo_tf.GPTNeo.from_checkpoint(_without_room_limits(checkpoint))
+    expected = []
+    for ids in sequences:
+        expected.append(np.asarray(source(ids[None]))[0, :, : config.n_vocab])
+        progress(len(ids))
 
     deviations = []
-    portable = PortableSession(onnx_dir)
-    for graph, runner in (("decoder.onnx", session), (MODEL_FILE, portable)):
-        whole = _Largest(graph, "prefill")
-        whole.compare(runner.prefill(0, ids, 0, keep=0), expected, 0)
-        progress(tokens)
-        steps = _Largest(graph, "step by step")
-        for position in range(tokens):
-            logits = runner.prefill(0, ids[position : position + 1], position, keep=0)
-            steps.compare(logits, expected[position : position + 1], position)
-            progress(1)
+    for graph, runner in ((DECODER, session), (MODEL, PortableSession(onnx_dir, session.precision))):
+        whole, steps = (_Sums(f"{graph}.onnx", mode, text is not None) for mode in ("prefill", "step by step"))
+        for ids, logits in zip(sequences, expected, strict=True):
+            whole.compare(runner.prefill(0, ids, 0, keep=0), logits, ids, 0)
+            progress(len(ids))
+            for position in range(len(ids)):
+                step = runner.prefill(0, ids[position : position + 1], position, keep=0)
+                steps.compare(step, logits[position : position + 1], ids, position)
+                progress(1)
         deviations += [whole.deviation(), steps.deviation()]
     return deviations
 
 
-def exported_precision(onnx_dir):
-    """The precision that a folder was exported in: a key of PRECISIONS."""
-    return read_json(Path(onnx_dir) / CONFIG_FILE).get("weight_precision", "fp32")
+def sequences_of(config, onnx_dir, tokens=None, text=None, seed=0):
+    """What verify compares on: int arrays of at most n_ctx tokens each. See verify."""
+    if text is None:
+        tokens = default_tokens(config) if tokens is None else tokens
+        if not 0 < tokens <= config.n_ctx:
+            raise RequestError(f"cannot verify {tokens} tokens: n_ctx is {config.n_ctx}")
+        return [np.random.default_rng(seed).integers(0, config.n_vocab, tokens)]
+    from runtime.tokenizer import Tokenizer
+
+    ids = np.asarray(Tokenizer(onnx_dir).encode(text)[: tokens or config.n_ctx])
+    if len(ids) < 2:
+        raise RequestError("a text of less than two tokens has no perplexity")
+    pieces = [ids[start : start + config.n_ctx] for start in range(0, len(ids), config.n_ctx)]
+    return [piece for piece in pieces if len(piece) > 1]
 
 
 def default_tokens(config):
@@ -107,14 +164,14 @@ def default_tokens(config):
 
 
 def verify_work(tokens):
-    """What verify's progress callback adds up to."""
+    """What verify's progress callback adds up to, for so many tokens in all."""
     return 5 * tokens
 
 
 class PortableSession:
     """model.onnx as any other runtime calls it: growing caches, a mask of ones. For verification, not for speed."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, precision=None):
         import onnxruntime
 
         from neo_tf.config import GPTNeoConfig
@@ -122,7 +179,8 @@ class PortableSession:
         self.config = GPTNeoConfig.from_file(Path(folder) / "config.json")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        path = Path(folder) / MODEL_FILE
+        precision, _ = find_precision(folder, precision)
+        path = Path(folder) / graph_files(read_precisions(folder)[0])[precision, MODEL]
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no common base
@@ -153,31 +211,46 @@ def _without_room_limits(checkpoint):
     return replace(checkpoint, config=checkpoint.config.replace(moe_params=params))
 
 
-class _Largest:
-    """The largest difference so far."""
+class _Sums:
+    """One comparison so far."""
 
-    def __init__(self, graph, mode):
-        self.graph, self.mode = graph, mode
-        self.error, self.position, self.token_id, self.logits = -1.0, 0, 0, 0
-        self.cosines, self.agreed = [], []
+    def __init__(self, graph, mode, has_text):
+        self.graph, self.mode, self.has_text = graph, mode, has_text
+        self.error, self.position, self.token_id, self.logits, self.before = -1.0, 0, 0, 0, 0
+        self.cosines, self.agreed, self.losses, self.source_losses = [], [], [], []
 
-    def compare(self, got, expected, first):
+    def compare(self, got, expected, ids, first):
+        """Logits [n, n_vocab] of the positions from `first` of a sequence, against the source's."""
         difference = np.abs(got - expected)
         # A NaN must not pass for the smallest difference.
         difference = np.where(np.isnan(difference), np.inf, difference)
         row, column = np.unravel_index(np.argmax(difference), difference.shape)
         if difference[row, column] > self.error:
             self.error = float(difference[row, column])
-            self.position, self.token_id = first + int(row), int(column)
+            self.position, self.token_id = self.before + first + int(row), int(column)
         self.logits += difference.size
         norms = np.linalg.norm(got, axis=-1) * np.linalg.norm(expected, axis=-1)
         self.cosines += list(np.nan_to_num((got * expected).sum(axis=-1) / norms, nan=-1.0))
         self.agreed += list(got.argmax(axis=-1) == expected.argmax(axis=-1))
+        labels = ids[first + 1 : first + 1 + len(got)]
+        self.losses += list(_losses(got, labels))
+        self.source_losses += list(_losses(expected, labels))
+        if first + len(got) == len(ids):
+            self.before += len(ids)
 
     def deviation(self):
         where = (self.position, self.token_id, self.logits)
-        means = (float(np.mean(self.cosines)), float(np.mean(self.agreed)))
+        means = [float(np.mean(self.cosines)), float(np.mean(self.agreed))]
+        if self.has_text:
+            means += [float(np.exp(np.mean(losses))) for losses in (self.losses, self.source_losses)]
         return Deviation(self.graph, self.mode, self.error, *where, *means)
+
+
+def _losses(logits, labels):
+    """Negative log-likelihoods of the labels: [n, n_vocab], int [m <= n] -> float64 [m]."""
+    logits = logits[: len(labels)].astype(np.float64)
+    largest = logits.max(axis=-1)
+    return np.log(np.exp(logits - largest[:, None]).sum(axis=-1)) + largest - logits[np.arange(len(labels)), labels]
 
 
 def _check_same(checkpoint, config):

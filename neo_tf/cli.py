@@ -14,6 +14,7 @@ import typer
 import neo_tf
 from neo_tf.console import byte_progress, console, count_progress, results, summary_table
 from neo_tf.errors import NeoTFError, OutputError, RequestError, one_line
+from neo_tf.onnx_folder import find_precision
 from neo_tf.output import new_file, readable_bytes
 
 app = typer.Typer(
@@ -37,8 +38,17 @@ class Precision(StrEnum):
     """Precisions of an exported folder."""
 
     fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
     int8 = "int8"
     int4 = "int4"
+
+
+class Target(StrEnum):
+    """What an exported folder runs on."""
+
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 Source = Annotated[
@@ -51,7 +61,8 @@ Destination = Annotated[
     Path, typer.Argument(metavar="DST", help="The folder to write. It appears whole, or not at all.")
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX folder, a checkpoint in any format, or a hub id.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; chosen by default.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; by default what it was exported for.")]
+ChosenPrecision = Annotated[Precision | None, typer.Option(help="One of an ONNX folder's; its first by default.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core by default.", min=1, max=256)]
 Force = Annotated[bool, typer.Option("--force", help="Replace DST where it exists and is not empty.")]
 TokenizerPath = Annotated[
@@ -97,7 +108,12 @@ def convert(
 def export(
     src: Source,
     dst: Destination,
-    precision: Annotated[Precision, typer.Option(help="Of weights and arithmetic.")] = Precision.fp32,
+    precision: Annotated[
+        list[Precision] | None, typer.Option(help="Of weights and arithmetic; fp32 by default. Given again: several.")
+    ] = None,
+    target: Annotated[
+        Target | None, typer.Option(help="What it is to run on; cuda for fp16 and bf16, else cpu.")
+    ] = None,
     tokenizer: TokenizerPath = None,
     config: ConfigPath = None,
     n_vocab: VocabSize = None,
@@ -109,8 +125,9 @@ def export(
     started = time.perf_counter()
     checkpoint = _open(src, n_vocab, tokenizer=tokenizer, config=config, revision=revision, moe_policy=moe_policy)
     with byte_progress("exporting", checkpoint.nbytes) as progress:
-        neo_tf.export_onnx(checkpoint, dst, precision.value, force=force, progress=progress)
-    _written(checkpoint, dst, f"ONNX, {precision.value}", started)
+        names = [one.value for one in precision or [Precision.fp32]]
+        neo_tf.export_onnx(checkpoint, dst, names, target=target and target.value, force=force, progress=progress)
+    _written(checkpoint, dst, f"ONNX, {', '.join(names)}", started)
 
 
 @app.command()
@@ -118,38 +135,47 @@ def verify(
     src: Source,
     onnx_dir: Annotated[Path, typer.Argument(metavar="ONNX_DIR", help="The folder that was exported from SRC.")],
     tokens: Annotated[
-        int | None, typer.Option(help="Length of the sequence; past the window by default.", min=1)
+        int | None, typer.Option(help="How many; past the window by default, or of a text its first n_ctx.", min=1)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the random sequence.", min=0)] = 0,
+    text: Annotated[
+        Path | None, typer.Option(help="A text file to compare on; adds its perplexity. Else random tokens.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random tokens.", min=0)] = 0,
+    precision: Annotated[Precision | None, typer.Option(help="One of the folder's; its first by default.")] = None,
     config: ConfigPath = None,
     moe_policy: MoePolicy = None,
-    tolerance: Annotated[float, typer.Option(help="Largest difference of a logit that passes.", min=0)] = 1e-4,
+    tolerance: Annotated[float, typer.Option(help="Largest difference of a logit that passes, in fp32.", min=0)] = 1e-4,
 ):
     """Compare the source's logits with the exported graphs': every position, by prefill and token by token."""
-    from export.verify import COSINES, default_tokens, exported_precision, verify_work
+    from export.verify import LIMITS, sequences_of, verify_work
 
     checkpoint = _open(src, config=config, moe_policy=moe_policy)
-    tokens = tokens or default_tokens(checkpoint.config)
-    with count_progress("verifying", verify_work(tokens)) as progress:
-        deviations = neo_tf.verify(checkpoint, onnx_dir, tokens=tokens, seed=seed, progress=progress)
+    precision = find_precision(onnx_dir, precision and precision.value)[0]
+    options = {"tokens": tokens, "text": text and _read_text(text), "seed": seed}
+    count = sum(map(len, sequences_of(checkpoint.config, onnx_dir, **options)))
+    with count_progress("verifying", verify_work(count)) as progress:
+        deviations = neo_tf.verify(checkpoint, onnx_dir, precision=precision, progress=progress, **options)
     if checkpoint.config.moe_layers:
         console.print("note: compared with room for every position in its experts, as a decoder must give it")
-    table = summary_table("graph", "run", "error", "position", "token", "cosine", "top-1")
+    table = summary_table("graph", "run", "error", "position", "token", "cosine", "top-1", *["perplexity"] * bool(text))
     for found in deviations:
-        where = (f"{found.error:.2e}", str(found.position), str(found.token_id))
-        table.add_row(found.graph, found.mode, *where, f"{found.cosine:.6f}", f"{found.agreement:.1%}")
+        row = [found.graph, found.mode, f"{found.error:.2e}", str(found.position), str(found.token_id)]
+        row += [f"{found.cosine:.6f}", f"{found.agreement:.1%}"]
+        if text:
+            row.append(f"{found.perplexity:.3f} ({found.perplexity_change:+.2%})")
+        table.add_row(*row)
     results.print(table)
-    worst, precision = max(found.error for found in deviations), exported_precision(onnx_dir)
-    passed = all(found.passes(precision, tolerance) for found in deviations)
-    if precision in COSINES:
-        cosine, limit = min(found.cosine for found in deviations), COSINES[precision]
-        if not passed:
-            raise NeoTFError(f"{onnx_dir}: the logits' mean cosine {cosine:.5f} is below {limit} for {precision}")
-        console.print(f"{tokens} tokens: the mean cosine {cosine:.6f} is above {limit}, the limit for {precision}")
-        return
-    if not passed:
-        raise NeoTFError(f"{onnx_dir}: logits differ from the source's by {worst:.2e}, more than {tolerance:.0e}")
-    console.print(f"{tokens} tokens: the largest error {worst:.2e} is within {tolerance:.0e}")
+    for found in deviations:
+        if failure := found.failure(precision, tolerance):
+            raise NeoTFError(f"{onnx_dir}: {found.graph}, {found.mode}: {failure}")
+    if precision in LIMITS:
+        limits = LIMITS[precision]
+        told = f"cosine at least {limits.cosine}"
+        told += f", top-1 {limits.agreement:.0%}, perplexity at most +{limits.perplexity:.1%}" if text else ""
+        console.print(f"{count} tokens: within the limits for {precision}: {told}")
+    else:
+        worst = max(found.error for found in deviations)
+        console.print(f"{count} tokens: the largest error {worst:.2e} is within {tolerance:.0e}")
 
 
 @app.command()
@@ -166,6 +192,7 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Draw from the most likely tokens that add up to p.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Draw the same text again.", min=0)] = None,
     device: Device = None,
+    precision: ChosenPrecision = None,
     threads: Threads = None,
     tokenizer: TokenizerPath = None,
     revision: Revision = None,
@@ -181,7 +208,8 @@ def generate(
         prompt = sys.stdin.read().removesuffix("\n")
 
     folder = resolve_model(model, tokenizer, revision, progress=_export_bar, moe_policy=moe_policy)
-    generator = TextGenerationPipeline(folder, tokenizer, device, batch_size=1, threads=threads)
+    chosen = precision and precision.value
+    generator = TextGenerationPipeline(folder, tokenizer, device, 1, threads, chosen)
     started, count = None, 0
 
     def show(text):
@@ -221,6 +249,7 @@ def benchmark(
     batches: Annotated[str | None, typer.Option(help="Sequences decoded together, as 1,2,4,8.")] = None,
     rounds: Annotated[int, typer.Option(help="Samples of each figure; the medians are shown.")] = 5,
     device: Device = None,
+    precision: ChosenPrecision = None,
     threads: Threads = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     plot_file: Annotated[
@@ -242,8 +271,9 @@ def benchmark(
     with contextlib.ExitStack() as files:
         json_out, plot_out = (file and files.enter_context(new_file(file)) for file in (json_file, plot_file))
         folder = resolve_model(model, tokenizer, revision, progress=_export_bar, moe_policy=moe_policy)
-        asked |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-        settings = Settings.within(read_config(folder).n_ctx, **asked, rounds=rounds, device=device, threads=threads)
+        asked |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds}
+        asked |= {"device": device, "threads": threads, "precision": precision and precision.value}
+        settings = Settings.within(read_config(folder).n_ctx, **asked)
         with count_progress("measuring", settings.work) as progress:
             figures = benchmark(folder, settings, progress)
         if json_out:
@@ -304,6 +334,13 @@ def _open(src, n_vocab=None, **opening):
     if opening.get("moe_policy") and checkpoint.config.moe_layers:
         console.print(f"note: second experts by {opening['moe_policy']!r}, whatever the original's config says")
     return checkpoint if n_vocab is None else checkpoint.with_vocab(n_vocab)
+
+
+def _read_text(path):
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise RequestError(f"{path}: not a text in UTF-8") from None
 
 
 def _written(checkpoint, dst, what, started):

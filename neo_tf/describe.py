@@ -3,7 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
-from neo_tf.config import GPTNeoConfig, read_json
+from neo_tf.config import GPTNeoConfig
+from neo_tf.onnx_folder import DATA_FILE, DECODER_FILE, read_precisions
 from neo_tf.options import OPTIONS
 from neo_tf.output import readable_bytes
 from neo_tf.variables import count_parameters
@@ -15,15 +16,14 @@ def describe(path):
     Raises:
         CheckpointError, ConfigError: see open_checkpoint.
     """
-    from runtime.session import DECODER_FILE
-
     folder = Path(path)
     if (folder / DECODER_FILE).is_file():
         config = GPTNeoConfig.from_file(folder / "config.json")
         text = _text_of(folder / "tokenizer.json")
-        weights = (folder / "model.onnx_data").stat().st_size
-        precision = read_json(folder / "config.json").get("weight_precision", config.precision)
-        return {"format": "ONNX folder", **_model(config, precision, weights), "tokenizer": _tokenizer(text)}
+        weights = (folder / DATA_FILE).stat().st_size
+        precisions, target = read_precisions(folder)
+        model = _model(config, ", ".join(precisions), weights)
+        return {"format": f"ONNX folder for {target.upper()}", **model, "tokenizer": _tokenizer(text)}
     from neo_tf.checkpoints import open_checkpoint
 
     checkpoint = open_checkpoint(path)

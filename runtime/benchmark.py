@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from neo_tf.config import GPTNeoConfig, read_json
+from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import NeoTFError, RequestError
+from neo_tf.onnx_folder import CONFIG_FILE, DECODER, graph_files, read_precisions
 from runtime.engine import PREFILL_CHUNK, Engine, Request
 from runtime.kv_cache import KVCache
 from runtime.machine import describe_machine, memory_bandwidth, physical_cores, versions
-from runtime.session import CONFIG_FILE, DECODER_FILE, Session
+from runtime.session import Session
 
 STEPS = 32  # steps of one sample of a context or a batch
 _PROMPT, _NEW = 32, 128
@@ -34,7 +35,7 @@ class Settings:
         contexts: lengths at which a token's time is taken.
         batches: sequences that are decoded together.
         rounds: samples of each figure.
-        device, threads: see Session.
+        device, threads, precision: see Session.
     """
 
     prompt_tokens: int
@@ -45,6 +46,7 @@ class Settings:
     rounds: int = 5
     device: str | None = None
     threads: int | None = None
+    precision: str | None = None
 
     @classmethod
     def within(
@@ -115,7 +117,11 @@ def benchmark(folder, settings, progress=None):
         rounds.run()
     model = _model(folder, rounds.session)
     about = {"model": model, "machine": describe_machine(), "versions": versions()}
-    about["settings"] = asdict(settings) | {"device": rounds.session.device, "threads": rounds.threads}
+    about["settings"] = asdict(settings) | {
+        "device": rounds.session.device,
+        "threads": rounds.threads,
+        "precision": rounds.session.precision,
+    }
     return about | _figures(rounds.samples, settings, model["bytes_per_token"]) | {"samples": dict(rounds.samples)}
 
 
@@ -129,9 +135,8 @@ class _Rounds:
 
     def __init__(self, folder, settings, progress):
         self.folder, self.settings, self._progress = folder, settings, progress
-        self.session = _TimedSession(
-            Session(folder, slots=max(settings.batches), device=settings.device, threads=settings.threads)
-        )
+        slots, chosen = max(settings.batches), (settings.device, settings.threads, settings.precision)
+        self.session = _TimedSession(Session(folder, slots, *chosen))
         self.engine, self.threads = Engine(self.session), settings.threads or physical_cores()
         config = self.session.config
         self.tokens = np.random.default_rng(0).integers(0, config.n_vocab, config.n_ctx)
@@ -157,7 +162,8 @@ class _Rounds:
         """A new process until its first token, seen from here, and its peak memory."""
         settings = self.settings
         prompt = self.tokens[: settings.prompt_tokens].tolist()
-        task = json.dumps([str(self.folder), settings.device, settings.threads, prompt, settings.new_tokens])
+        chosen = (settings.device, settings.threads, settings.precision)
+        task = json.dumps([str(self.folder), *chosen, prompt, settings.new_tokens])
         # Where this process finds its modules, that one does, too: no folder of the user's comes between.
         code = f"import sys; sys.path[:] = {sys.path!r}; from runtime.fresh import main; main(sys.argv[1])"
         with tempfile.TemporaryFile("w+") as errors:
@@ -220,7 +226,8 @@ class _Rounds:
     def _fill(self, slot, held, end):
         """Prefills a slot that holds some tokens up to `end`, in the engine's chunks."""
         for start in range(held, end, PREFILL_CHUNK):
-            self.session.prefill(slot, self.tokens[start : min(start + PREFILL_CHUNK, end)], start)
+            stop = min(start + PREFILL_CHUNK, end)
+            self.session.prefill(slot, self.tokens[start:stop], start, keep=1 if stop == end else None)
 
     def _steps(self, batch, first, end):
         """Seconds of a step of so many rows, at lengths from first to end."""
@@ -253,13 +260,14 @@ def _model(folder, session):
     try:
         from export.traffic import bytes_per_token
 
-        read = bytes_per_token(folder / DECODER_FILE)
+        files = graph_files(read_precisions(folder)[0])
+        read = bytes_per_token(folder / files[session.precision, DECODER])
     except ImportError:  # a machine that decodes need not have onnx
         read = None
     cache = session.cache
     return {
         "folder": str(folder),
-        "precision": read_json(folder / CONFIG_FILE).get("weight_precision", session.config.precision),
+        "precision": session.precision,
         "parameters": count_parameters(session.config),
         "n_ctx": session.config.n_ctx,
         "weights_bytes": sum(file.stat().st_size for file in folder.glob("*.onnx_data")),

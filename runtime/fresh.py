@@ -15,11 +15,11 @@ def main(task):
     {"load_s", "generate_s"} at the first token; {"peak_memory_bytes"} at the end.
 
     Args:
-        task: JSON: [folder, device, threads, prompt, new_tokens].
+        task: JSON: [folder, device, threads, precision, prompt, new_tokens].
     """
-    folder, device, threads, prompt, new_tokens = json.loads(task)
+    folder, device, threads, precision, prompt, new_tokens = json.loads(task)
     started = time.perf_counter()
-    generator = TextGenerationPipeline(Path(folder), device=device, batch_size=1, threads=threads)
+    generator = TextGenerationPipeline(Path(folder), None, device, 1, threads, precision)
     loaded = time.perf_counter()
 
     def first(token):

@@ -7,6 +7,7 @@ from neo_tf.cache_layout import cache_parts
 # Positions beyond a local layer's window: the kernel then compacts its cache once in so many steps. The CUDA kernel
 # takes the bare window only.
 _SLACK = {"cpu": 64, "cuda": 0}
+_BFLOAT16 = 16  # of onnx.TensorProto
 
 
 class KVCache:
@@ -17,7 +18,7 @@ class KVCache:
     Args:
         config: a GPTNeoConfig.
         slots: sequences that can be held at once.
-        dtype: numpy dtype of the cache.
+        dtype: numpy dtype of keys and values; linear attention's sums are float32 in any case.
         device: "cpu" or "cuda".
         device_id: index of the device.
     """
@@ -27,29 +28,31 @@ class KVCache:
         self.device, self.device_id = device, device_id
         self._buffers = []
         for part in cache_parts(config):
-            shape = (part.heads, rows(part, config, device), part.columns)
-            self._buffers.append((part, shape, self._allocate((slots, *shape))))
+            shape, part_dtype = (part.heads, rows(part, config, device), part.columns), _dtype(part, dtype)
+            self._buffers.append((part, shape, part_dtype, self._allocate((slots, *shape), part_dtype)))
 
     @staticmethod
     def bytes_per_slot(config, dtype=np.float32, device="cpu"):
         """Bytes that one sequence takes in all buffers, at any length."""
-        sizes = (part.heads * rows(part, config, device) * part.columns for part in cache_parts(config))
-        return sum(sizes) * np.dtype(dtype).itemsize
+        return sum(
+            part.heads * rows(part, config, device) * part.columns * _dtype(part, dtype).itemsize
+            for part in cache_parts(config)
+        )
 
     def bind(self, binding, slot, count):
         """Binds the slots [slot, slot + count) of every buffer to past and present."""
-        for part, shape, buffer in self._buffers:
-            address = self._address(buffer) + slot * int(np.prod(shape)) * self.dtype.itemsize
-            place = (self.device, self.device_id, self.dtype, (count, *shape), address)
+        for part, shape, dtype, buffer in self._buffers:
+            address = self._address(buffer) + slot * int(np.prod(shape)) * dtype.itemsize
+            place = (self.device, self.device_id, _element_type(dtype), (count, *shape), address)
             binding.bind_input(part.past, *place)
             binding.bind_output(part.present, *place)
 
-    def _allocate(self, shape):
+    def _allocate(self, shape, dtype):
         if self.device == "cpu":
-            return np.zeros(shape, self.dtype)  # the system gives the pages as they are written
+            return np.zeros(shape, dtype)  # the system gives the pages as they are written
         from onnxruntime import OrtValue
 
-        return OrtValue.ortvalue_from_shape_and_type(shape, self.dtype, self.device, self.device_id)
+        return OrtValue.ortvalue_from_shape_and_type(shape, _element_type(dtype), self.device, self.device_id)
 
     def _address(self, buffer):
         return buffer.ctypes.data if self.device == "cpu" else buffer.data_ptr()
@@ -58,3 +61,12 @@ class KVCache:
 def rows(part, config, device="cpu"):
     """Rows that a part's buffer has: those that it needs, and a local window's slack."""
     return min(config.n_ctx, part.rows + _SLACK[device]) if part.kind == "window" else part.rows
+
+
+def _dtype(part, dtype):
+    return np.dtype(np.float32 if part.kind == "sums" else dtype)
+
+
+def _element_type(dtype):
+    """What onnxruntime calls a dtype: numpy's own, or the number in ONNX of bfloat16, which numpy does not have."""
+    return _BFLOAT16 if dtype.name == "bfloat16" else dtype

@@ -8,7 +8,7 @@ from pathlib import Path
 import neo_tf
 from neo_tf.errors import CheckpointError, OutputError
 from neo_tf.hub import download, is_hub_id
-from runtime.session import DECODER_FILE
+from neo_tf.onnx_folder import DECODER_FILE
 
 
 def resolve_model(model, tokenizer=None, revision=None, progress=None, moe_policy=None):

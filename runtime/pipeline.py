@@ -16,7 +16,16 @@ TASK = "text-generation"
 
 
 def pipeline(
-    task=TASK, model=None, *, tokenizer=None, revision=None, moe_policy=None, device=None, batch_size=8, threads=None
+    task=TASK,
+    model=None,
+    *,
+    tokenizer=None,
+    revision=None,
+    moe_policy=None,
+    device=None,
+    batch_size=8,
+    threads=None,
+    precision=None,
 ):
     """A text generator.
 
@@ -26,9 +35,10 @@ def pipeline(
         tokenizer: a tokenizer.json or a folder that holds one; otherwise the model's own.
         revision: of a hub id.
         moe_policy: see neo_tf.open_checkpoint.
-        device: None (chosen), "cpu", "cuda", "cuda:N", or transformers' -1, 0, 1, ...
+        device: None (what the model was exported for), "cpu", "cuda", "cuda:N", or transformers' -1, 0, 1, ...
         batch_size: sequences that are decoded together.
         threads: CPU threads; ONNX Runtime's choice where None.
+        precision: one of an ONNX folder's; its first where None.
 
     Returns:
         A TextGenerationPipeline.
@@ -49,7 +59,7 @@ def pipeline(
     if batch_size < 1:
         raise RequestError(f"batch_size must be at least 1, not {batch_size}")
     folder = resolve_model(model, tokenizer, revision, moe_policy=moe_policy)
-    return TextGenerationPipeline(folder, tokenizer, device, batch_size, threads)
+    return TextGenerationPipeline(folder, tokenizer, device, batch_size, threads, precision)
 
 
 class TextGenerationPipeline:
@@ -57,8 +67,8 @@ class TextGenerationPipeline:
 
     task = TASK
 
-    def __init__(self, folder, tokenizer=None, device=None, batch_size=8, threads=None):
-        self.session = Session(folder, slots=batch_size, device=device, threads=threads)
+    def __init__(self, folder, tokenizer=None, device=None, batch_size=8, threads=None, precision=None):
+        self.session = Session(folder, slots=batch_size, device=device, threads=threads, precision=precision)
         self.config = self.session.config
         self.engine = Engine(self.session)
         where = tokenizer or folder

@@ -3,8 +3,6 @@
 from neo_tf.errors import ProviderError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# GroupQueryAttention has CUDA kernels for these alone.
-CUDA_PRECISIONS = ("float16", "bfloat16")
 
 
 def normalise_device(device):
@@ -23,29 +21,29 @@ def normalise_device(device):
     return name, int(index or 0)
 
 
-def choose(device, precision):
-    """(name, index) of the provider to use: what was asked for, else CUDA where it can run the graph, else the CPU.
+def choose(device, target):
+    """(name, index) of the provider to use: what was asked for, or what the folder was exported for.
+
+    Args:
+        device: see normalise_device.
+        target: of the folder, "cpu" or "cuda".
 
     Raises:
-        ProviderError: CUDA was asked for, and this onnxruntime or this graph has none.
+        ProviderError: CUDA is needed, and this onnxruntime or this machine has none, or the folder is for the CPU.
     """
     import onnxruntime
 
     name, index = normalise_device(device)
-    there = PROVIDERS["cuda"] in onnxruntime.get_available_providers()
-    if name == "cuda":
-        if not there:
-            raise ProviderError(
-                "CUDA was asked for, but this onnxruntime has no CUDA provider: install onnxruntime-gpu"
-            )
-        if precision not in CUDA_PRECISIONS:
-            raise ProviderError(
-                f"CUDA was asked for, but the graph is in {precision}: its attention has CUDA kernels for"
-                f" {' and '.join(CUDA_PRECISIONS)} alone, in which neo-tf does not export yet"
-            )
-    if name is None:
-        name = "cuda" if there and precision in CUDA_PRECISIONS and _has_gpu() else "cpu"
-    return name, index
+    if "cuda" not in (name, target) or name == "cpu":
+        return "cpu", 0
+    why = "CUDA was asked for" if name else "the folder was exported for CUDA (device cpu would run it, slowly)"
+    if PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
+        raise ProviderError(f"{why}, but this onnxruntime has no CUDA provider: install onnxruntime-gpu")
+    if target != "cuda":
+        raise ProviderError(f"{why}, but the folder was exported for the CPU: export it with --target cuda")
+    if name is None and not _has_gpu():
+        raise ProviderError(f"{why}, and no GPU is here: export it with --target cpu")
+    return "cuda", index
 
 
 def create_session(path, name, index, options):

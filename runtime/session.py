@@ -1,4 +1,4 @@
-"""One ONNX Runtime session over decoder.onnx: its buffers, and the two calls that the engine makes."""
+"""ONNX Runtime sessions over a folder's graphs: their buffers, and the two calls that the engine makes."""
 
 from pathlib import Path
 
@@ -7,11 +7,9 @@ import numpy as np
 from neo_tf.cache_layout import cache_parts
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError, ConfigError, NeoTFError, one_line
+from neo_tf.onnx_folder import CONFIG_FILE, DECODER, PREFILL, find_precision, graph_files, read_precisions
 from runtime.kv_cache import KVCache
 from runtime.providers import choose, create_session
-
-DECODER_FILE = "decoder.onnx"
-CONFIG_FILE = "config.json"
 
 
 class Session:
@@ -20,41 +18,55 @@ class Session:
     Args:
         folder: an ONNX folder that export_onnx wrote.
         slots: sequences that the cache holds at once.
-        device: None (chosen), "cpu", "cuda" or "cuda:N".
+        device: None (what the folder was exported for), "cpu", "cuda" or "cuda:N".
         threads: of the CPU; ONNX Runtime's choice where None.
+        precision: one of the folder's; its first where None.
 
     Raises:
         CheckpointError: the folder is damaged or is none of ours.
         ConfigError: its config.json cannot be used.
         ProviderError: the device was asked for and is not there.
+        RequestError: the folder has no such precision.
     """
 
-    def __init__(self, folder, slots=1, device=None, threads=None):
-        import onnxruntime
-
+    def __init__(self, folder, slots=1, device=None, threads=None, precision=None):
         folder = Path(folder)
         self.config = GPTNeoConfig.from_file(folder / CONFIG_FILE)
-        self.device, self.device_id = choose(device, self.config.precision)
+        self.precision, target = find_precision(folder, precision)
+        self.device, self.device_id = choose(device, target)
+        files = graph_files(read_precisions(folder)[0])
+        path = folder / files[self.precision, DECODER]
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: not an ONNX folder: it has no {path.name}")
+        self._session = self._load(path, threads)
+        dtype = self._check_graph(path)
+        prompts = folder / files[self.precision, PREFILL]
+        self._prompts = self._load(prompts, threads) if prompts.is_file() else None
+        self.cache = KVCache(self.config, slots, dtype, self.device, self.device_id)
+        self._decoders = {}
+
+    def _load(self, path, threads):
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised; the log would only say them twice
         if threads:
             options.intra_op_num_threads = threads
-        path = folder / DECODER_FILE
-        if not path.is_file():
-            raise CheckpointError(f"{folder}: not an ONNX folder: it has no {DECODER_FILE}")
         try:
-            self._session = create_session(path, self.device, self.device_id, options)
+            return create_session(path, self.device, self.device_id, options)
         except NeoTFError:
             raise
         except Exception as error:  # onnxruntime's errors have no common base
             raise CheckpointError(f"{path}: cannot be loaded: {one_line(error)}") from None
-        self._check_graph(path)
-        self.cache = KVCache(self.config, slots, np.float32, self.device, self.device_id)
-        self._decoders = {}
 
     def _check_graph(self, path):
-        """The buffers are cut to the config: the graph must agree before it reads and writes them."""
-        shapes = {value.name: value.shape for value in (*self._session.get_inputs(), *self._session.get_outputs())}
+        """The buffers are cut to the config: the graph must agree before it reads and writes them.
+
+        Returns:
+            The numpy dtype of keys and values.
+        """
+        inputs = self._session.get_inputs()
+        shapes = {value.name: value.shape for value in (*inputs, *self._session.get_outputs())}
         wanted = {"logits": [self.config.n_vocab]}
         wanted |= {part.past: [part.heads, part.columns] for part in cache_parts(self.config)}
         found = {name: [size for size in shape[1:] if isinstance(size, int)] for name, shape in shapes.items()}
@@ -64,6 +76,8 @@ class Session:
                 raise ConfigError(
                     f"{path}: {name} has sizes {found.get(name)}, but config.json asks for {wanted.get(name)}"
                 )
+        keys = {part.past for part in cache_parts(self.config) if part.kind != "sums"}
+        return _dtype(next((value.type for value in inputs if value.name in keys), "tensor(float)"))
 
     @property
     def slots(self):
@@ -73,20 +87,28 @@ class Session:
     def prefill(self, slot, token_ids, past, keep=1):
         """Runs several tokens of one sequence, appending them to its slot.
 
+        Tokens whose logits are not asked for go through prefill.onnx where the folder has it.
+
         Args:
             slot: the row of the cache.
             token_ids: int [n], n >= 1; the sequence's next tokens.
             past: tokens that the slot holds already; past + n <= n_ctx.
-            keep: logits of the last so many tokens; 0 is all.
+            keep: logits of the last so many tokens; 0 is all, and None is none.
 
         Returns:
-            float32 [keep, n_vocab].
+            float32 [keep, n_vocab], or None.
         """
-        step = _Step(self, slot, 1, len(token_ids), keep or len(token_ids))
-        step.input_ids[0] = token_ids
-        step.position_ids[0] = np.arange(past, past + len(token_ids))
-        step.run([past + len(token_ids)])
-        return step.logits[0]
+        token_ids = np.asarray(token_ids)
+        kept = len(token_ids) if keep == 0 else keep or 0
+        silent = len(token_ids) - kept
+        if self._prompts and silent:
+            self._step(self._prompts, slot, 1, silent, None).run(token_ids[None, :silent], past)
+            token_ids, past = token_ids[silent:], past + silent
+            if not kept:
+                return None
+        step = self._step(self._session, slot, 1, len(token_ids), kept or 1)
+        step.run(token_ids[None], past)
+        return step.logits[0] if kept else None
 
     def decode(self, first, token_ids, past):
         """Runs one token of each of several neighbouring rows of the cache together, each at its own length.
@@ -101,40 +123,56 @@ class Session:
         """
         rows = len(token_ids)
         if (first, rows) not in self._decoders:
-            self._decoders[first, rows] = _Step(self, first, rows, 1, 1)
+            self._decoders[first, rows] = self._step(self._session, first, rows, 1, 1)
         step = self._decoders[first, rows]
-        step.input_ids[:, 0] = token_ids
-        step.position_ids[:, 0] = past
-        step.run(np.asarray(past) + 1)
+        step.run(np.reshape(token_ids, (rows, 1)), past)
         return step.logits[:, 0]
+
+    def _step(self, session, slot, rows, tokens, keep):
+        step = _Step(session, rows, tokens, keep, self.config.n_vocab)
+        self.cache.bind(step.binding, slot, rows)
+        return step
 
 
 class _Step:
-    """The bound buffers of one shape of run: [rows, tokens] in, [rows, keep] logits out."""
+    """The bound buffers of one shape of run: [rows, tokens] in, [rows, keep] logits out, or none with keep None."""
 
-    def __init__(self, session, slot, rows, tokens, keep):
-        self._session = session._session
+    def __init__(self, session, rows, tokens, keep, n_vocab):
+        self._session, self.binding = session, session.io_binding()
+        self._tokens = np.arange(tokens)
         self.input_ids = np.zeros((rows, tokens), np.int64)
         self.position_ids = np.zeros((rows, tokens), np.int64)
         self.seqlens_k = np.zeros(rows, np.int32)
         self.total_sequence_length = np.zeros((), np.int32)
-        self.num_logits_to_keep = np.array([keep], np.int64)
-        self.logits = np.empty((rows, keep, session.config.n_vocab), np.float32)
-        self.next_tokens = np.empty((rows, keep), np.int64)
-        self._binding = self._session.io_binding()
-        inputs = ("input_ids", "position_ids", "seqlens_k", "total_sequence_length", "num_logits_to_keep")
+        inputs = ["input_ids", "position_ids", "seqlens_k", "total_sequence_length"]
+        if keep is not None:
+            self.logits_start = np.array([tokens - keep], np.int64)
+            self.logits = np.empty((rows, keep, n_vocab), np.float32)
+            self.next_tokens = np.empty((rows, keep), np.int64)
+            inputs.append("logits_start")
+            for name in ("logits", "next_tokens"):
+                self._bind(self.binding.bind_output, name)
         for name in inputs:
-            self._bind(self._binding.bind_input, name)
-        for name in ("logits", "next_tokens"):
-            self._bind(self._binding.bind_output, name)
-        session.cache.bind(self._binding, slot, rows)
+            self._bind(self.binding.bind_input, name)
 
     def _bind(self, bind, name):
         value = getattr(self, name)
         bind(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
 
-    def run(self, lengths):
-        """Runs the graph; lengths [rows] count this step's tokens."""
-        self.seqlens_k[:] = np.asarray(lengths) - 1
-        self.total_sequence_length[...] = np.max(lengths)
-        self._session.run_with_iobinding(self._binding)
+    def run(self, token_ids, past):
+        """Runs the graph on int [rows, tokens], after past tokens, an int or int [rows]."""
+        tokens, past = len(self._tokens), np.asarray(past)
+        self.input_ids[:] = token_ids
+        self.position_ids[:] = past[..., None] + self._tokens
+        self.seqlens_k[:] = past + (tokens - 1)
+        self.total_sequence_length[...] = past.max() + tokens
+        self._session.run_with_iobinding(self.binding)
+
+
+def _dtype(name):
+    """The numpy dtype of an onnxruntime type such as tensor(float16)."""
+    if name == "tensor(bfloat16)":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype({"tensor(float)": np.float32, "tensor(float16)": np.float16}[name])

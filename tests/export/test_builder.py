@@ -104,6 +104,9 @@ def test_packed_variables_lie_side_by_side_in_float32(dtype):
     parts = {name: (np.arange(6).reshape(2, 3) + 10 * i).astype(dtype) for i, name in enumerate("qkv")}
     graph = graph_of(**parts)
     name = graph.root["h0"].packed(["q", "k", "v"], "qkv")
+    assert not graph.weight_file.weights  # nothing uses it yet
+    graph.output(graph.root["h0"].op("Identity", name), np.float32, None)
+    graph.model()
     weight = graph.weight_file.weights[name]
     assert (name, weight.shape, weight.dtype) == ("gpt2/h0/qkv", (2, 9), np.float32)
     value = weight.read()
@@ -115,6 +118,7 @@ def test_a_weight_becomes_a_reference_into_the_data_file():
     graph = graph_of(g=np.ones(5, np.float32), b=np.ones(5, np.float32))
     names = [graph.root["h0"].weight(name) for name in ("g", "b", "g")]
     assert names == ["gpt2/h0/g", "gpt2/h0/b", "gpt2/h0/g"]
+    graph.output(graph.root["h0"].op("Add", *names[:2]), np.float32, None)
     tensors = graph.model().graph.initializer
     assert [tensor.name for tensor in tensors] == ["gpt2/h0/g", "gpt2/h0/b"]
     for tensor, offset in zip(tensors, ("0", "4096"), strict=True):
@@ -131,9 +135,21 @@ def test_constants_are_shared_by_value_type_and_rank():
     ]
     assert len(set(names)) == len(names)
     assert graph.constant([1, 2]) == names[4]
+    graph.output(graph.root.op("Concat", *names), np.int64, None)
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.model().graph.initializer}
     assert len(values) == len(names)
     assert values[names[1]].shape == (1,) and values[names[4]].tolist() == [1, 2] and values[names[6]] == -1
+
+
+def test_what_no_output_needs_is_left_out_with_its_weights():
+    graph = graph_of(g=np.ones(5, np.float32), b=np.ones(5, np.float32))
+    scope = graph.root["h0"]
+    x = scope.op("Neg", scope.weight("g"))
+    scope.op("Add", x, scope.weight("b"))
+    graph.output(x, np.float32, [5])
+    model = graph.model()
+    assert [node.op_type for node in model.graph.node] == ["Neg"]
+    assert [tensor.name for tensor in model.graph.initializer] == ["gpt2/h0/g"] == list(graph.weight_file.weights)
 
 
 def test_operators_are_named_below_their_scope():
@@ -143,6 +159,8 @@ def test_operators_are_named_below_their_scope():
     assert scope.op("Add", "x", "y", name="Residual") == "/h0/attn/Residual"
     assert scope.op("Split", "x", None, outputs=2, num_outputs=2) == ("/h0/attn/Split:0", "/h0/attn/Split:1")
     assert scope.op("Identity", "x", out=["logits"]) == "logits"
+    for name in ("/h0/attn/Add", "/h0/attn/Residual", "/h0/attn/Split:1", "logits"):
+        graph.output(name, np.float32, None)
     nodes = graph.model().graph.node
     assert [node.name for node in nodes] == [f"/h0/attn/{name}" for name in ("Add", "Residual", "Split", "Identity")]
     assert list(nodes[2].input) == ["x", ""]

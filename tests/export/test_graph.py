@@ -127,7 +127,7 @@ def test_decoder_onnx_says_the_next_tokens(exported, reference):
         "position_ids": np.tile(np.arange(n), (2, 1)),
         "seqlens_k": np.full(2, n - 1, np.int32),
         "total_sequence_length": np.array(n, np.int32),
-        "num_logits_to_keep": np.array([n], np.int64),
+        "logits_start": np.array([0], np.int64),
     }
     tokens, logits = ort_session(folder / "decoder.onnx").run(["next_tokens", "logits"], feed)
     assert tokens.shape == (2, n) and tokens.dtype == np.int64
@@ -287,10 +287,10 @@ def test_nodes_are_named_as_the_originals_scopes(exported, graph):
     assert all(re.fullmatch(r"(/[A-Za-z]\w*)+", name) for name in names)
     for layer in range(4):
         assert {
-            f"/h{layer}/norm_1/SkipLayerNormalization",
+            f"/h{layer}/norm_1/LayerNormalization",
             f"/h{layer}/attn/qkv/MatMul",
             f"/h{layer}/attn/o/MatMul",
-            f"/h{layer}/norm_2/SkipLayerNormalization",
+            f"/h{layer}/norm_2/LayerNormalization",
             f"/h{layer}/mlp/conv1d_main/c_fc/MatMul",
             f"/h{layer}/mlp/conv1d_main/c_proj/MatMul",
         } <= set(names)

@@ -75,7 +75,7 @@ def test_verify_fails_where_the_weights_differ(tmp_path, capfd):
     neo_tf.export_onnx(tmp_path / "other", tmp_path / "onnx")
     assert command("verify", TINY_PYTHON, tmp_path / "onnx", "--tokens", 20) == 1
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"error: {tmp_path / 'onnx'}: logits differ")
+    assert last.startswith(f"error: {tmp_path / 'onnx'}: decoder.onnx, prefill: logits differ")
     assert command("verify", TINY_PYTHON, tmp_path / "onnx", "--tokens", 20, "--tolerance", 1000) == 0
     capfd.readouterr()
 
@@ -139,7 +139,7 @@ def test_info(run, tmp_path, demo_folder, format):
         neo_tf.convert(TINY_PYTHON, folder, format)
     shown = rows(run("info", folder)[0])
     names = {"keras": "Keras folder", "huggingface": "Hugging Face folder", "mesh-tf": "Mesh-TensorFlow checkpoint"}
-    assert shown["format"] == names.get(format, "ONNX folder")
+    assert shown["format"] == names.get(format, "ONNX folder for CPU")
     assert shown["parameters"] == "1,515,264" and shown["options"] == "none"
     assert shown["layers"] == "6 (3 global, 3 local, radius 256)"
     assert shown["heads"] == "4 of size 32" and shown["context"] == "512 tokens"

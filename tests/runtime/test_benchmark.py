@@ -162,6 +162,21 @@ def test_the_command_writes_json_and_a_plot_and_prints_a_table(run, demo_folder,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.png", "plot.svg", "report.json"]
 
 
+def test_one_of_several_precisions_of_a_folder(run, tmp_path):
+    neo_tf.export_onnx(TINY_PYTHON, tmp_path / "onnx", ["fp32", "int8"])
+    small = ("--rounds", 1, "--contexts", "8", "--batches", "1", "--prefills", "8", "--new-tokens", 4)
+    read = {}
+    for precision in ("fp32", "int8"):
+        report = tmp_path / "report.json"
+        assert run(tmp_path / "onnx", *small, "--precision", precision, "--json", report)[0] == 0
+        model = json.loads(report.read_text())["model"]
+        assert model["precision"] == precision
+        read[precision] = model["bytes_per_token"]
+    assert read["int8"] == bytes_per_token(tmp_path / "onnx" / "decoder_int8.onnx") < read["fp32"] / 2
+    code, _, err = run(tmp_path / "onnx", *small, "--precision", "int4")
+    assert code == 1 and err.count("\n") == 1 and "int4" in err
+
+
 def test_the_plot_shows_the_figures(figures, tmp_path):
     pytest.importorskip("matplotlib")
     from matplotlib import rc_context

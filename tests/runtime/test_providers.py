@@ -53,36 +53,37 @@ def test_unknown_devices_are_refused_by_name(device):
 def test_cuda_that_is_not_installed_is_an_error(machine, device):
     machine(WITHOUT)
     with pytest.raises(ProviderError, match="no CUDA provider"):
-        choose(device, "float16")
+        choose(device, "cuda")
 
 
 @pytest.mark.parametrize("device", ["cuda", 0])
 def test_cuda_that_cannot_run_the_graph_is_an_error(machine, device):
     machine(WITH, gpu=True)
-    with pytest.raises(ProviderError, match=r"float32.*float16 and bfloat16"):
-        choose(device, "float32")
+    with pytest.raises(ProviderError, match=r"exported for the CPU: export it with --target cuda"):
+        choose(device, "cpu")
+
+
+def test_unasked_it_is_what_the_folder_was_exported_for(machine):
+    machine(WITH, gpu=True)
+    assert choose(None, "cuda") == ("cuda", 0)
+    assert choose(None, "cpu") == ("cpu", 0)
 
 
 @pytest.mark.parametrize(
-    "available, gpu, precision, expected",
-    [
-        (WITH, True, "float16", "cuda"),
-        (WITH, True, "bfloat16", "cuda"),
-        (WITH, True, "float32", "cpu"),
-        (WITH, False, "float16", "cpu"),
-        (WITHOUT, True, "float16", "cpu"),
-    ],
+    "available, gpu, message", [(WITH, False, "no GPU is here"), (WITHOUT, True, "no CUDA provider")]
 )
-def test_unasked_the_best_that_works_is_chosen(machine, available, gpu, precision, expected):
+def test_a_folder_for_cuda_does_not_end_on_the_cpu_unasked(machine, available, gpu, message):
     machine(available, gpu)
-    assert choose(None, precision) == (expected, 0)
+    with pytest.raises(ProviderError, match=f"exported for CUDA.*{message}"):
+        choose(None, "cuda")
+    assert choose("cpu", "cuda") == ("cpu", 0)
 
 
 def test_what_was_asked_for_is_taken(machine):
     machine(WITH, gpu=True)
-    assert choose("cpu", "float16") == ("cpu", 0)
-    assert choose("cuda:3", "float16") == ("cuda", 3)
-    assert choose(-1, "bfloat16") == ("cpu", 0)
+    assert choose("cpu", "cpu") == ("cpu", 0)
+    assert choose("cuda:3", "cuda") == ("cuda", 3)
+    assert choose(-1, "cuda") == ("cpu", 0)
 
 
 @pytest.mark.skipif(GPU_HERE, reason="this machine has a GPU")

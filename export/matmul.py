@@ -1,0 +1,75 @@
+"""Products with the layers' matrices and the token embedding, in each of the kernels that a precision asks for."""
+
+import numpy as np
+
+from export.builder import MICROSOFT
+from export.precision import block_size, quantise, quantise_columns
+
+_STEP = 1 / 127  # of activations that were scaled to [-1, 1]
+
+
+def matmul(x, scope, names, name):
+    """x @ some variables side by side, in the graph's precision: [..., in] -> [..., out]."""
+    precision, place = scope.graph.precision, scope if name == "kernel" else scope[name]
+    if precision.layers is None:
+        return place.op("MatMul", x, scope.packed(names, name))
+    shapes = [scope.tensor(part).shape for part in names]
+    inputs, outputs = shapes[0][0], sum(shape[1] for shape in shapes)
+    if precision.dynamic:
+        return dynamic_matmul(x, scope, place, names, name, inputs, outputs)
+    weight = blocks(scope, names, name, outputs, inputs, precision.layers, lambda *w: np.concatenate(w, axis=1).T)
+    return block_matmul(x, place, weight, outputs, inputs, precision.layers)
+
+
+def block_matmul(x, place, weight, outputs, inputs, bits):
+    """x @ a block-quantised weight, (integers, scales) by name: [..., inputs] -> [..., outputs]."""
+    return place.op(
+        *("MatMulNBits", x, *weight),
+        domain=MICROSOFT,
+        K=inputs,
+        N=outputs,
+        bits=bits,
+        block_size=block_size(inputs, bits),
+        accuracy_level=4,  # products in int8: float32 ones take ten times as long on a CPU
+    )
+
+
+def blocks(scope, names, name, outputs, inputs, bits, function):
+    """Initializers (integers, scales) of function(variables), float32 [outputs, inputs], quantised in blocks.
+
+    On CUDA with outputs padded to padded_outputs, with zeros.
+    """
+    dtype, rows = scope.graph.precision.dtype, padded_outputs(outputs, scope.graph.precision)
+    block = block_size(inputs, bits)
+    count, suffix = -(-inputs // block), "" if dtype == np.float32 else f"/{dtype.name}"
+    shapes = (rows, count, block * bits // 8), (rows, count)
+
+    def compute(*variables):
+        weight = function(*variables)
+        return quantise(np.pad(weight, ((0, rows - outputs), (0, 0))) if rows > outputs else weight, bits, dtype)
+
+    return scope.derived_pair(f"{name}/int{bits}{suffix}", (np.uint8, dtype), shapes, compute, *names)
+
+
+def padded_outputs(outputs, precision):
+    """Rows of a stored head: CUDA's kernels are fast for multiples of 8 alone."""
+    return outputs if precision.target == "cpu" else -(-outputs // 8) * 8
+
+
+def dynamic_matmul(x, scope, place, names, name, inputs, outputs):
+    """x @ int8 columns, x rounded to int8 too, each row of it by its own largest value: [..., in] -> [..., out].
+
+    DynamicQuantizeMatMul takes one scale for all rows: a sequence's logits would change with its company and with the
+    tokens after it. Rows that are scaled to [-1, 1] first need none, and cost a tenth of the product.
+    """
+    weight, scales = scope.derived_pair(
+        *(f"{name}/columns", (np.int8, np.float32), ((inputs, outputs), (outputs,))),
+        lambda *parts: quantise_columns(np.concatenate(parts, axis=1)),
+        *names,
+    )
+    op, constant = place.op, place.graph.constant
+    step, zero = constant(_STEP, np.float32), constant(128, np.uint8)
+    largest = op("ReduceMax", op("Abs", x), constant([-1]), keepdims=1)
+    rounded = op("QuantizeLinear", op("Div", x, largest), step, zero)
+    product = op("MatMulIntegerToFloat", rounded, weight, step, scales, zero, domain=MICROSOFT)
+    return op("Mul", product, largest)

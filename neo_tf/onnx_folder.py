@@ -1,0 +1,38 @@
+"""What lies in an ONNX folder: the contract between export and runtime."""
+
+from pathlib import Path
+
+from neo_tf.config import read_json
+from neo_tf.errors import RequestError
+
+CONFIG_FILE = "config.json"
+DATA_FILE = "model.onnx_data"  # the weights of all graphs
+MODEL, DECODER, PREFILL = "model", "decoder", "prefill"  # for everyone; for our runtime; for its prompts
+DECODER_FILE = f"{DECODER}.onnx"
+
+
+def graph_files(precisions, kinds=(MODEL, DECODER, PREFILL)):
+    """{(precision, kind): file name}; the first precision is the folder's own, others are named: model_int8.onnx."""
+    return {
+        (precision, kind): f"{kind}_{precision}.onnx" if number else f"{kind}.onnx"
+        for number, precision in enumerate(precisions)
+        for kind in kinds
+    }
+
+
+def read_precisions(folder):
+    """(names of a folder's precisions, the target that it was exported for)."""
+    params = read_json(Path(folder) / CONFIG_FILE)
+    return list(params.get("precisions") or ["fp32"]), params.get("target", "cpu")
+
+
+def find_precision(folder, precision=None):
+    """(precision, target) of a folder: its own, or the one that was asked for.
+
+    Raises:
+        RequestError: the folder has no such precision.
+    """
+    there, target = read_precisions(folder)
+    if precision is not None and precision not in there:
+        raise RequestError(f"{folder}: exported in {' and '.join(there)}, not in {precision}")
+    return precision or there[0], target
