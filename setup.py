@@ -23,6 +23,7 @@ BASE = [
     "typer>=0.20",
     "rich>=14",
 ]
+PLOT = ["matplotlib>=3.11"]
 TENSORFLOW = ["tensorflow>=2.21", "keras>=3.15", "h5py>=3.14"]
 
 setup(
@@ -37,9 +38,10 @@ setup(
     install_requires=BASE,
     extras_require={
         "tensorflow": TENSORFLOW,
+        "plot": PLOT,  # of the benchmark
         "cuda": [f"onnxruntime-gpu[cuda,cudnn]>=1.31; {GPU_WHEEL}"],
         # torch and transformers judge the conversions; nothing else uses them.
-        "test": [*TENSORFLOW, "pytest>=9", "torch==2.13.0", "transformers>=5.20", "ruff==0.17.5"],
+        "test": [*TENSORFLOW, *PLOT, "pytest>=9", "torch==2.13.0", "transformers>=5.20", "ruff==0.17.5"],
     },
     entry_points={"console_scripts": ["neo-tf = neo_tf.cli:main"]},
 )

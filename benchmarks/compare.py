@@ -1,176 +1,288 @@
-"""Decode and prefill speed of neo-tf against Optimum's export on ONNX Runtime: interleaved, in one run, as ratios.
+"""neo-tf against its peers: each in its own environment and process, in turn, in one run, as ratios.
 
-    python benchmarks/compare.py ONNX_DIR HF_DIR --peer-python PEERS/bin/python [--rounds 5]
+    python benchmarks/compare.py --ours fp32=ONNX_DIR --ours int8=ONNX_DIR \\
+        --peer optimum:fp32=PEERS/bin/python:EXPORT_DIR --peer openvino:int8=OV/bin/python:OPENVINO_DIR
 
-PEERS is a virtual environment with `torch` and `optimum-onnx[onnxruntime]`; HF_DIR holds the same model as ONNX_DIR in
-Hugging Face's format and is exported by Optimum into a temporary folder, unless --peer-dir names an export. Each system
-runs in a process of its own and answers one task at a time; the other one is idle meanwhile.
+docs/benchmarks.md says how the peers' environments and models are made. While one system works, the others are idle.
+A peer is compared with our folder of the same precision where one is given, else with the first one.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-PROMPT, NEW, PREFILL = 32, 128, 1024
+from export.traffic import bytes_per_token
+from neo_tf.console import count_progress, results, summary_table
+from neo_tf.errors import NeoTFError
+from neo_tf.onnx_folder import DECODER, graph_files, read_precisions
+from neo_tf.output import new_file, readable_bytes
+from runtime.machine import describe_machine, memory_bandwidth, peak_memory, physical_cores
+
+PRECISIONS = ("fp32", "bf16", "int8", "int4")
+PEERS = ("transformers", "optimum", "openvino")
 
 
-class Ours:
-    """neo-tf's runtime."""
+@dataclass(frozen=True)
+class Task:
+    """What every system does: `batch` prompts of `prompt` tokens, continued by `count` new ones.
 
-    def __init__(self, folder, threads):
-        from runtime.engine import Engine, Request
-        from runtime.session import Session
+    Where `after_first`, the time is that of a token after the first one; else that of the whole.
+    """
 
-        self.request, self.session = Request, Session(folder, threads=threads)
-        self.engine = Engine(self.session)
+    title: str
+    prompt: int
+    count: int
+    batch: int = 1
+    after_first: bool = False
 
-    def generate(self, prompt, count):
-        """Greedy continuation, as token ids."""
-        request = self.request(prompt, max_new_tokens=count)
-        self.engine.generate([request])
-        return request.tokens
+    def time(self, answer):
+        """Seconds that count."""
+        if self.after_first:
+            return (answer["seconds"] - answer["first"]) / (self.count - 1)
+        return answer["seconds"]
 
-
-class Optimum:
-    """Optimum's ORTModelForCausalLM."""
-
-    def __init__(self, folder, threads):
-        import onnxruntime
-        import torch
-        from optimum.onnxruntime import ORTModelForCausalLM
-
-        options = onnxruntime.SessionOptions()
-        if threads:
-            options.intra_op_num_threads = threads
-        torch.set_num_threads(threads or torch.get_num_threads())
-        self.torch, self.model = torch, ORTModelForCausalLM.from_pretrained(folder, session_options=options)
-
-    def generate(self, prompt, count):
-        """Greedy continuation, as token ids."""
-        ids = self.torch.tensor([prompt])
-        mask = self.torch.ones_like(ids)
-        out = self.model.generate(
-            ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0
-        )
-        return out[0, len(prompt) :].tolist()
+    def show(self, seconds):
+        """Tokens a second of a continuation; milliseconds of a prefill."""
+        if self.count == 1:
+            return f"{seconds * 1e3:.0f} ms"
+        return f"{(1 if self.after_first else self.batch * self.count) / seconds:.1f}/s"
 
 
-def work(system, folder, threads):
-    """Answers tasks {"prompt", "count"} on standard input with {"seconds", "tokens"}, one line each."""
-    model = {"ours": Ours, "optimum": Optimum}[system](folder, threads)
-    print(json.dumps("ready"), flush=True)
-    for line in sys.stdin:
-        task = json.loads(line)
-        start = time.perf_counter()
-        tokens = model.generate(task["prompt"], task["count"])
-        print(json.dumps({"seconds": time.perf_counter() - start, "tokens": tokens}), flush=True)
+TASKS = {
+    "decode": Task("decode 32+128", 32, 128),
+    "prefill512": Task("prefill 512", 512, 1),
+    "prefill1024": Task("prefill 1024", 1024, 1),
+    "context1500": Task("at context 1500", 1500, 33, after_first=True),
+    "batch8": Task("batch 8, 32+128", 32, 128, batch=8),
+}
+
+
+@dataclass
+class System:
+    """One system: how it is started, and what was measured."""
+
+    kind: str
+    precision: str
+    python: str
+    folder: str
+    times: dict = field(default_factory=dict)  # {task: [seconds, one a round]}
+    tokens: list = field(default_factory=list)  # of the last decode
+    versions: dict = field(default_factory=dict)
+    load_s: float | None = None
+    peak_memory_bytes: int | None = None
+
+    @property
+    def name(self):
+        """As it is shown."""
+        return f"{self.kind} {self.precision}"
 
 
 class Worker:
     """A system in its own process."""
 
-    def __init__(self, python, system, folder, threads):
-        command = [python, __file__, "--worker", system, str(folder), "", "--threads", str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._answer()
+    def __init__(self, system, threads, batch):
+        self.system = system
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (close closes it)
+        script = Path(__file__).with_name("workers.py")
+        environment = dict(os.environ)
+        if system.kind != "neo-tf":
+            environment.pop("PYTHONPATH", None)  # of this environment
+        settings = (system.kind, system.folder, system.precision, threads, batch)
+        self._start = time.perf_counter()
+        self.process = subprocess.Popen(
+            [system.python, str(script), *map(str, settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=environment,
+        )
 
-    def run(self, prompt, count):
-        """Seconds and tokens of one generation."""
-        self.process.stdin.write(json.dumps({"prompt": prompt, "count": count}) + "\n")
+    def load(self):
+        """Waits until the model is there."""
+        self.system.versions = self._answer()["versions"]
+        self.system.load_s = time.perf_counter() - self._start
+
+    def run(self, prompts, count, first):
+        """{"seconds", "first", "tokens"} of one generation."""
+        self.process.stdin.write(json.dumps({"prompts": prompts, "count": count, "first": first}) + "\n")
         self.process.stdin.flush()
         answer = self._answer()
-        return answer["seconds"], answer["tokens"]
+        if [len(tokens) for tokens in answer["tokens"]] != [count] * len(prompts):
+            raise NeoTFError(f"{self.system.name} did not give {count} tokens for each prompt")
+        return answer
+
+    def close(self):
+        """Ends the process."""
+        self.process.kill()
+        self.process.wait()
+        self._errors.close()
 
     def _answer(self):
-        for line in self.process.stdout:
-            if line.startswith(("{", '"ready')):
-                return json.loads(line)
-        raise SystemExit("a worker ended early")
-
-
-def memory_bandwidth(threads=2, megabytes=240, repeats=5):
-    """Bytes per second that so many threads read together."""
-    data = np.ones(megabytes * 250_000, np.float32).reshape(threads, -1)
-
-    def read(part):
-        for _ in range(repeats):
-            part.max()
-
-    workers = [threading.Thread(target=read, args=(part,)) for part in data]
-    start = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return repeats * data.nbytes / (time.perf_counter() - start)
+        line = self.process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self.process.wait()
+        self._errors.seek(0)
+        raise NeoTFError(f"{self.system.name} ended early: {self._errors.read().strip()[-2000:]}")
 
 
 def main():
     """Parses, runs, prints."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("ours")
-    parser.add_argument("huggingface")
-    parser.add_argument("--peer-python", default=sys.executable)
-    parser.add_argument("--peer-dir", help="an export that Optimum made before")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--worker", choices=("ours", "optimum"))
-    options = parser.parse_args()
-    if options.worker:
-        return work(options.worker, options.ours, options.threads)
-    with tempfile.TemporaryDirectory() as scratch:
-        peer_dir = options.peer_dir or export_peer(options.peer_python, options.huggingface, scratch)
-        return compare(options, peer_dir)
+    options = parse()
+    output = new_file(options.json) if options.json else contextlib.nullcontext()
+    with output as path:
+        report = compare(options)
+        if path:
+            path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    show(report)
 
 
-def export_peer(python, source, target):
-    """Lets Optimum export the model."""
-    code = (
-        "import sys; from optimum.exporters.onnx import main_export as e; e(sys.argv[1], sys.argv[2], task=sys.argv[3])"
+def parse():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ours", action="append", required=True, type=_ours, metavar="PRECISION=ONNX_DIR")
+    parser.add_argument(
+        *("--peer", "-p"),
+        action="append",
+        default=[],
+        type=_peer,
+        metavar="KIND:PRECISION=PYTHON:MODEL_DIR",
+        help=f"KIND is {', '.join(PEERS)}; PRECISION {', '.join(PRECISIONS)}; PYTHON that of the peer's environment",
     )
-    subprocess.run([python, "-c", code, source, target, "text-generation-with-past"], check=True, capture_output=True)
-    return target
+    parser.add_argument("--rounds", type=int, default=5, help="of which the medians are taken")
+    parser.add_argument("--threads", type=int, default=0, help="of every system; each one's own choice by default")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="default: %(default)s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where all figures are written")
+    options = parser.parse_args()
+    options.tasks = options.tasks.split(",")
+    unknown = [name for name in options.tasks if name not in TASKS]
+    if unknown or options.rounds < 1:
+        parser.error(f"unknown task {unknown[0]!r}" if unknown else "--rounds must be at least 1")
+    return options
 
 
-def compare(options, peer_dir):
-    """Runs both systems in turn and prints the ratios."""
-    ours = Worker(sys.executable, "ours", options.ours, options.threads)
-    peer = Worker(options.peer_python, "optimum", peer_dir, options.threads)
-    prompt = np.random.default_rng(0).integers(0, 50000, PREFILL).tolist()
-    for worker in (ours, peer):
-        worker.run(prompt[:PROMPT], 8)
-    rows, bandwidth, same = {"decode": [], "prefill": []}, [], True
-    for _ in range(options.rounds):
-        decode = [worker.run(prompt[:PROMPT], NEW) for worker in (ours, peer)]
-        same &= decode[0][1] == decode[1][1]
-        rows["decode"].append([seconds for seconds, _ in decode])
-        rows["prefill"].append([worker.run(prompt, 1)[0] for worker in (ours, peer)])
-        bandwidth.append(memory_bandwidth())
-    print(f"{'':24}{'neo-tf':>10}{'Optimum':>10}{'ratio':>8}   (medians of {options.rounds}; ratio of each pair)")
-    for name, pairs in rows.items():
-        mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-        ratio = statistics.median(b / a for a, b in pairs)
-        if name == "decode":
-            print(f"decode {PROMPT}+{NEW}, tokens/s {NEW / mine:>10.1f}{NEW / theirs:>10.1f}{ratio:>8.2f}")
-            per_token = mine / NEW
-        else:
-            print(f"prefill {PREFILL}, ms       {mine * 1e3:>10.0f}{theirs * 1e3:>10.0f}{ratio:>8.2f}")
-    weights = (Path(options.ours) / "model.onnx_data").stat().st_size
-    config = json.loads((Path(options.ours) / "config.json").read_text())
-    weights -= 4 * config["hidden_size"] * config["max_position_embeddings"]  # of wpe, a token reads one row
+def _ours(text):
+    precision, _, folder = text.partition("=")
+    return _system("neo-tf", precision, sys.executable, folder)
+
+
+def _peer(text):
+    name, _, place = text.partition("=")
+    kind, _, precision = name.partition(":")
+    if kind not in PEERS:
+        raise argparse.ArgumentTypeError(f"unknown kind {kind!r} in {text!r} (known: {', '.join(PEERS)})")
+    return _system(kind, precision, *place.partition(":")[::2])
+
+
+def _system(kind, precision, python, folder):
+    if precision not in PRECISIONS:
+        raise argparse.ArgumentTypeError(f"unknown precision {precision!r} (known: {', '.join(PRECISIONS)})")
+    if not Path(folder).is_dir() or not Path(python).is_file():
+        raise argparse.ArgumentTypeError(f"no such folder {folder!r}, or no such python {python!r}")
+    return System(kind, precision, python, folder)
+
+
+def compare(options):
+    """Runs all systems in turn and returns the figures, for JSON."""
+    systems, tasks = [*options.ours, *options.peer], {name: TASKS[name] for name in options.tasks}
+    config = json.loads((Path(options.ours[0].folder) / "config.json").read_text())
+    prompts = np.random.default_rng(0).integers(0, config["vocab_size"], (8, 2048))
+    bandwidth, threads = [], options.threads or physical_cores()
+
+    def run(worker, task, count):
+        time.sleep(0.1)  # the system before lets go of the cores: threads spin for a moment after a step
+        return worker.run(prompts[: task.batch, : task.prompt].tolist(), count, task.after_first)
+
+    work = len(systems) * len(tasks) * (options.rounds + 1)
+    with contextlib.ExitStack() as stack, count_progress("comparing", work) as progress:
+        workers = []
+        for system in systems:
+            workers.append(Worker(system, options.threads, max(task.batch for task in tasks.values())))
+            stack.callback(workers[-1].close)
+            workers[-1].load()
+        for worker in workers:  # every shape once: kernels are chosen, buffers made
+            for task in tasks.values():
+                run(worker, task, min(task.count, 4))
+                progress(1)
+        for number in range(options.rounds):
+            for name, task in tasks.items():
+                # Another one begins in each round.
+                for worker in (*workers[number % len(workers) :], *workers[: number % len(workers)]):
+                    answer = run(worker, task, task.count)
+                    worker.system.times.setdefault(name, []).append(task.time(answer))
+                    if name == "decode":
+                        worker.system.tokens = answer["tokens"][0]
+                    progress(1)
+            bandwidth.append(memory_bandwidth(threads))
+        for worker in workers:
+            worker.system.peak_memory_bytes = peak_memory(worker.process.pid)
     speed = statistics.median(bandwidth)
-    print(f"same tokens: {same}; memory {speed / 1e9:.1f} GB/s; floor {weights / speed * 1e3:.2f} ms a token,", end=" ")
-    print(f"reached {weights / speed / per_token:.0%} (prefill of the prompt included)")
-    return 0
+    return {
+        "machine": describe_machine(),
+        "settings": {"rounds": options.rounds, "threads": threads},
+        "bandwidth": {"bytes_per_s": speed, "samples": bandwidth},
+        "systems": [_figures(system, options.ours, speed) for system in systems],
+    }
+
+
+def _figures(system, ours, speed):
+    """What is told of a system: medians over the rounds; ratios as medians of the rounds' own."""
+    same = [other for other in ours if other.precision == system.precision]
+    base = (same or ours)[0]
+    figures = {name: getattr(system, name) for name in ("name", "folder", "versions", "load_s", "peak_memory_bytes")}
+    figures["seconds"] = {name: statistics.median(times) for name, times in system.times.items()}
+    figures["samples"] = system.times
+    if system in ours:
+        files = graph_files(read_precisions(system.folder)[0])
+        read = bytes_per_token(Path(system.folder) / files[system.precision, DECODER])
+        figures["bytes_per_token"] = read
+        if "decode" in system.times:  # the prompt's time is in it
+            figures["share_of_floor"] = read / speed / (figures["seconds"]["decode"] / TASKS["decode"].count)
+        return figures
+    figures["against"] = base.name
+    figures["ratio"] = {
+        name: statistics.median(theirs / mine for theirs, mine in zip(times, base.times[name], strict=True))
+        for name, times in system.times.items()
+    }
+    if system.precision == base.precision == "fp32":
+        figures["same_tokens"] = system.tokens == base.tokens
+    return figures
+
+
+def show(report):
+    """Prints the table: each system's figures, and for a peer, how many times as fast neo-tf is."""
+    names = list(report["systems"][0]["seconds"])
+    table = summary_table("system", *(TASKS[name].title for name in names), "memory", "load")
+    for system in report["systems"]:
+        cells = [TASKS[name].show(system["seconds"][name]) for name in names]
+        memory = readable_bytes(system["peak_memory_bytes"]) if system["peak_memory_bytes"] else "not known"
+        table.add_row(system["name"], *cells, memory, f"{system['load_s']:.1f} s")
+        if "ratio" in system:
+            table.add_row(f"  {system['against']} to it", *(f"{system['ratio'][name]:.2f}x" for name in names), "", "")
+    results.print(table)
+    results.print(f"medians of {report['settings']['rounds']} rounds; ratios are medians of each round's own")
+    for system in report["systems"]:
+        if "same_tokens" in system:
+            results.print(f"{system['name']}: {'the same tokens' if system['same_tokens'] else 'OTHER TOKENS'} as ours")
+        if "share_of_floor" in system:
+            read, share = readable_bytes(system["bytes_per_token"]), system["share_of_floor"]
+            results.print(f"{system['name']}: {read} a token, {share:.0%} of the floor, its prompt's time included")
+    results.print(f"memory bandwidth {readable_bytes(report['bandwidth']['bytes_per_s'])}/s")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        main()
+    except NeoTFError as error:
+        sys.exit(f"error: {error}")

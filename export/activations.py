@@ -64,10 +64,21 @@ _COMPOSED = {
 assert {*_OPERATORS, *_COMPOSED} == set(ACTIVATIONS)
 
 
+# Operators whose CUDA kernels take bfloat16.
+_IN_BFLOAT16 = ("gelu", "relu", "id")
+
+
 def activation(x, scope, name):
     """Applies the original's activation `name`; gelu is the tanh form."""
     scope = scope[name]
+    widened = scope.graph.precision.dtype.name == "bfloat16" and name not in _IN_BFLOAT16
+    if widened:
+        return scope.native(_activation(scope.float32(x), scope, name, scope.graph.float32_number))
+    return _activation(x, scope, name, scope.graph.number)
+
+
+def _activation(x, scope, name, number):
     if name in _OPERATORS:
         operator, attributes = _OPERATORS[name]
         return scope.op(operator, x, **attributes)
-    return _COMPOSED[name](x, scope.op, scope.graph.number)
+    return _COMPOSED[name](x, scope.op, number)

@@ -122,6 +122,10 @@ class Graph:
         """A small constant in the graph's own floating-point type."""
         return self.constant(value, self.precision.dtype)
 
+    def float32_number(self, value):
+        """A small float32 constant."""
+        return self.constant(value, np.float32)
+
     def model(self):
         """The finished ModelProto: what its outputs need; its weights are references into the data file."""
         nodes = self._needed()
@@ -192,6 +196,12 @@ class Scope:
         """x, which is float32, in the graph's own type."""
         dtype = self.graph.precision.dtype
         return x if dtype == np.float32 else self.op("Cast", x, to=_onnx_type(dtype))
+
+    def pad(self, x, pads):
+        """x with zeros around it; CUDA has no bfloat16 kernel for it."""
+        if self.graph.precision.dtype.name == "bfloat16":
+            return self.native(self.op("Pad", self.float32(x), pads))
+        return self.op("Pad", x, pads)
 
     def weight(self, name):
         """A variable of this scope as an initializer, in the graph's floating-point type."""

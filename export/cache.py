@@ -120,7 +120,7 @@ class Cache:
         """Puts rows of zeros before the queries, where the learned keys stand."""
         constant = self.graph.constant
         pads = scope.op("Concat", constant([0]), self.memory_rows, constant([0, 0, 0, 0]), axis=0)
-        return scope.op("Pad", q, pads)
+        return scope.pad(q, pads)
 
     def shorten(self, a, scope):
         """Drops the rows that lengthen put there: [batch, memory + seq, ...] -> [batch, seq, ...]."""
@@ -179,10 +179,11 @@ class Cache:
         def build(scope):
             constant = self.graph.constant
             # [batch, total] -> [batch, 1, 1, total] -> [batch, 1, seq, total]
-            bias = self._hidden(self._visible(scope), scope, self.graph.precision.dtype)
+            lowest = -65504 if self.graph.precision.dtype == np.float16 else -1e9
+            bias = self._hidden(self._visible(scope), scope, lowest)
             step = scope.op("Shape", "input_ids", start=1)
             bias = scope.op("Expand", bias, scope.op("Concat", constant([1, 1]), step, constant([1]), axis=0))
-            return self._remembering(bias, memory, scope)
+            return scope.native(self._remembering(bias, memory, scope))
 
         memory = self._memory(layer)
         return self._once(f"padding_{memory}", build)
@@ -208,10 +209,9 @@ class Cache:
         """bool [batch, 1, 1, total]."""
         return scope.op("Unsqueeze", scope.op("Cast", self.mask, to=BOOL), self.graph.constant([1, 2]))
 
-    def _hidden(self, visible, scope, dtype=np.float32):
+    def _hidden(self, visible, scope, lowest=-1e9):
         # Not -inf: a query that sees nothing, as padded ones may, would be no number, and so would its values.
-        lowest = -65504 if dtype == np.float16 else -1e9
-        return scope.op("Where", visible, self.graph.constant(0, dtype), self.graph.constant(lowest, dtype))
+        return scope.op("Where", visible, self.graph.constant(0, np.float32), self.graph.constant(lowest, np.float32))
 
     def _remembering(self, bias, memory, scope):
         """Every query sees the learned keys; their own rows of zeros, in the first step, are dropped later."""

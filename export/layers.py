@@ -143,7 +143,7 @@ def padded_attention(q, k, v, scope, layer, config, cache):
     def pad(t):
         # [batch, seq, heads * head] -> [batch, seq, heads, padded] -> [batch, seq, heads * padded]
         t = op("Reshape", t, constant([0, 0, heads, head]))
-        t = op("Pad", t, constant([0, 0, 0, 0, 0, 0, 0, padded - head]))
+        t = scope.pad(t, constant([0, 0, 0, 0, 0, 0, 0, padded - head]))
         return op("Reshape", t, constant([0, 0, heads * padded]))
 
     a = attention((pad(q), pad(k), pad(v)), scope, layer, config, cache)

@@ -8,7 +8,7 @@ import numpy as np
 from neo_tf.cache_layout import cache_parts
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
 from neo_tf.errors import CheckpointError, ConfigError, RequestError, one_line
-from neo_tf.onnx_folder import DECODER, MODEL, find_precision, graph_files, is_standard, read_precisions
+from neo_tf.onnx_folder import DECODER, MODEL, PREFILL, find_precision, graph_files, is_standard, read_precisions
 
 TOLERANCE = 1e-4  # absolute, on fp32 logits
 _PAST_WINDOW = 64  # tokens beyond the local window
@@ -105,7 +105,8 @@ def verify(src, onnx_dir, *, tokens=None, text=None, seed=0, precision=None, pro
         progress: called as progress(tokens) with the tokens done; verify_work says how many there are.
 
     Returns:
-        A list of four Deviations, or of two where the folder has model.onnx alone; Deviation.passes says whether they
+        A list of Deviations: two for each of decoder.onnx and model.onnx, as far as the folder has them, and one for
+        prefill.onnx where it is, of the second half after it has run the first; Deviation.passes says whether they
         are within the limits.
 
     Raises:
@@ -117,10 +118,11 @@ def verify(src, onnx_dir, *, tokens=None, text=None, seed=0, precision=None, pro
     from runtime.session import Session
 
     checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src)
-    portable, runners = PortableSession(onnx_dir, precision), {}
+    portable, session = PortableSession(onnx_dir, precision), None
+    runners = {MODEL: portable}
     if not is_standard(onnx_dir):
-        runners[DECODER] = Session(onnx_dir, device="cpu", precision=portable.precision)
-    runners[MODEL] = portable
+        session = Session(onnx_dir, device="cpu", precision=portable.precision)
+        runners = {DECODER: session, MODEL: portable}
     _check_same(checkpoint, portable.config)
     config, progress = portable.config, progress or (lambda count: None)
     sequences = sequences_of(config, onnx_dir, tokens, text, seed)
@@ -141,6 +143,15 @@ def verify(src, onnx_dir, *, tokens=None, text=None, seed=0, precision=None, pro
                 steps.compare(step, logits[position : position + 1], ids, position)
                 progress(1)
         deviations += [whole.deviation(), steps.deviation()]
+    if session and session.has_prompt_graph:
+        rest = _Sums(f"{PREFILL}.onnx", "first half", text is not None)
+        for ids, logits in zip(sequences, expected, strict=True):
+            half = len(ids) // 2
+            if half:
+                session.prefill(0, ids[:half], 0, keep=None)
+            rest.compare(session.prefill(0, ids[half:], half, keep=0), logits[half:], ids, half)
+            progress(len(ids))
+        deviations.append(rest.deviation())
     return deviations
 
 
@@ -167,9 +178,12 @@ def default_tokens(config):
     return min(config.n_ctx, max(local, default=_PAST_WINDOW) + _PAST_WINDOW)
 
 
-def verify_work(tokens, onnx_dir=None):
-    """What verify's progress callback adds up to, for so many tokens in all: once the source, twice each graph."""
-    return tokens * (3 if onnx_dir and is_standard(onnx_dir) else 5)
+def verify_work(tokens, onnx_dir, precision):
+    """What verify's progress callback adds up to, for so many tokens in all: once the source, twice a whole graph."""
+    if is_standard(onnx_dir):
+        return 3 * tokens
+    prompts = graph_files(read_precisions(onnx_dir)[0])[precision, PREFILL]
+    return (6 if (Path(onnx_dir) / prompts).is_file() else 5) * tokens
 
 
 class PortableSession:
@@ -190,13 +204,18 @@ class PortableSession:
         except Exception as error:  # onnxruntime's errors have no common base
             raise CheckpointError(f"{path}: cannot be loaded: {one_line(error)}") from None
         self._parts = cache_parts(self.config, windowed=False, head_size=self.config.head_size)
+        self._dtypes = {value.name: value.type for value in self._session.get_inputs()}
         self._cache = []
 
     def prefill(self, slot, token_ids, past, keep=1):
         """As runtime.session.Session.prefill, for one slot; past 0 begins a new sequence."""
+        from runtime.session import numpy_dtype
+
         count = len(token_ids)
         if past == 0:
-            self._cache = [np.zeros((1, part.heads, 0, part.columns), np.float32) for part in self._parts]
+            self._cache = [
+                np.zeros((1, part.heads, 0, part.columns), numpy_dtype(self._dtypes[part.past])) for part in self._parts
+            ]
         feed = {part.past: value for part, value in zip(self._parts, self._cache, strict=True)}
         feed["input_ids"] = np.asarray(token_ids, np.int64)[None]
         feed["attention_mask"] = np.ones((1, past + count), np.int64)

@@ -1,5 +1,7 @@
 """The `neo-tf` command: each subcommand parses, calls one function, and prints."""
 
+import contextlib
+import json
 import signal
 import sys
 import time
@@ -13,7 +15,7 @@ import neo_tf
 from neo_tf.console import byte_progress, console, count_progress, results, summary_table
 from neo_tf.errors import NeoTFError, OutputError, RequestError, one_line
 from neo_tf.onnx_folder import find_precision
-from neo_tf.output import readable_bytes
+from neo_tf.output import new_file, readable_bytes
 
 app = typer.Typer(
     help="GPT-Neo from a Mesh-TensorFlow checkpoint to production decoding on ONNX Runtime.",
@@ -65,6 +67,10 @@ Source = Annotated[
 Destination = Annotated[
     Path, typer.Argument(metavar="DST", help="The folder to write. It appears whole, or not at all.")
 ]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX folder, a checkpoint in any format, or a hub id.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; by default what it was exported for.")]
+ChosenPrecision = Annotated[Precision | None, typer.Option(help="One of an ONNX folder's; its first by default.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core by default.", min=1, max=256)]
 Force = Annotated[bool, typer.Option("--force", help="Replace DST where it exists and is not empty.")]
 TokenizerPath = Annotated[
     Path | None, typer.Option("--tokenizer", help="A tokenizer.json, or its folder; else the one beside the weights.")
@@ -159,16 +165,16 @@ def verify(
     precision = find_precision(onnx_dir, precision and precision.value)[0]
     options = {"tokens": tokens, "text": text and _read_text(text), "seed": seed}
     count = sum(map(len, sequences_of(checkpoint.config, onnx_dir, **options)))
-    with count_progress("verifying", verify_work(count, onnx_dir)) as progress:
+    with count_progress("verifying", verify_work(count, onnx_dir, precision)) as progress:
         deviations = neo_tf.verify(checkpoint, onnx_dir, precision=precision, progress=progress, **options)
     if checkpoint.config.moe_layers:
         console.print("note: compared with room for every position in its experts, as a decoder must give it")
-    table = summary_table("graph", "run", "error", "position", "token", "cosine", "top-1", *["perplexity"] * bool(text))
+    table = summary_table("graph", "run", "error", "at", "cosine", "top-1", *["perplexity"] * bool(text))
     for found in deviations:
-        row = [found.graph, found.mode, f"{found.error:.2e}", str(found.position), str(found.token_id)]
+        row = [found.graph, found.mode, f"{found.error:.2e}", f"{found.position}:{found.token_id}"]
         row += [f"{found.cosine:.6f}", f"{found.agreement:.1%}"]
         if text:
-            row.append(f"{found.perplexity:.3f} ({found.perplexity_change:+.2%})")
+            row.append(f"{found.perplexity:.2f} {found.perplexity_change:+.2%}")
         table.add_row(*row)
     results.print(table)
     for found in deviations:
@@ -186,9 +192,7 @@ def verify(
 
 @app.command()
 def generate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="An ONNX folder, a checkpoint in any format, or a hub id.")
-    ],
+    model: Model,
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The text to continue; else standard input is read.")
     ] = None,
@@ -199,11 +203,9 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Draw from the k most likely tokens; 0 is all.", min=0)] = 50,
     top_p: Annotated[float, typer.Option(help="Draw from the most likely tokens that add up to p.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Draw the same text again.", min=0)] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N; by default what it was exported for.")
-    ] = None,
-    precision: Annotated[Precision | None, typer.Option(help="One of an ONNX folder's; its first by default.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; one a core by default.", min=1, max=256)] = None,
+    device: Device = None,
+    precision: ChosenPrecision = None,
+    threads: Threads = None,
     tokenizer: TokenizerPath = None,
     revision: Revision = None,
     moe_policy: MoePolicy = None,
@@ -217,10 +219,7 @@ def generate(
             raise RequestError("no prompt: give one after the model, or on standard input")
         prompt = sys.stdin.read().removesuffix("\n")
 
-    def bar(size):
-        return byte_progress("exporting once", size)
-
-    folder = resolve_model(model, tokenizer, revision, progress=bar, moe_policy=moe_policy)
+    folder = resolve_model(model, tokenizer, revision, progress=_export_bar, moe_policy=moe_policy)
     chosen = precision and precision.value
     generator = TextGenerationPipeline(folder, tokenizer, device, 1, threads, chosen)
     started, count = None, 0
@@ -250,6 +249,50 @@ def generate(
     if sys.stderr.isatty() and count > 1:
         rate = (count - 1) / seconds
         console.print(f"{count} pieces of text, {rate:.0f} a second on {generator.session.device}", style="dim")
+
+
+@app.command()
+def benchmark(
+    model: Model,
+    prompt_tokens: Annotated[int | None, typer.Option(help="Of the sequence that is decoded; 32 by default.")] = None,
+    new_tokens: Annotated[int | None, typer.Option(help="Decoded after them; 128 by default.")] = None,
+    prefills: Annotated[str | None, typer.Option(help="Prompts' lengths, as 128,512,1024.")] = None,
+    contexts: Annotated[str | None, typer.Option(help="Lengths at which to decode, as 32,512,2000.")] = None,
+    batches: Annotated[str | None, typer.Option(help="Sequences decoded together, as 1,2,4,8.")] = None,
+    rounds: Annotated[int, typer.Option(help="Samples of each figure; the medians are shown.")] = 5,
+    device: Device = None,
+    precision: ChosenPrecision = None,
+    threads: Threads = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw them there: .png or .svg; extra `plot`.")
+    ] = None,
+    tokenizer: TokenizerPath = None,
+    revision: Revision = None,
+    moe_policy: MoePolicy = None,
+):
+    """Measure speed and memory: decoding, prefill, long contexts, batches, loading, and the memory's bandwidth."""
+    from neo_tf.benchmark_report import check_plot, plot, print_report
+    from runtime.benchmark import Settings, benchmark, read_config
+    from runtime.models import resolve_model
+
+    lists = {"prefills": prefills, "contexts": contexts, "batches": batches}
+    asked = {name: text if text is None else _whole_numbers(name, text) for name, text in lists.items()}
+    if plot_file:
+        check_plot(plot_file)
+    with contextlib.ExitStack() as files:
+        json_out, plot_out = (file and files.enter_context(new_file(file)) for file in (json_file, plot_file))
+        folder = resolve_model(model, tokenizer, revision, progress=_export_bar, moe_policy=moe_policy)
+        asked |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds}
+        asked |= {"device": device, "threads": threads, "precision": precision and precision.value}
+        settings = Settings.within(read_config(folder).n_ctx, **asked)
+        with count_progress("measuring", settings.work) as progress:
+            figures = benchmark(folder, settings, progress)
+        if json_out:
+            json_out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        if plot_out:
+            plot(figures, plot_out, plot_file.suffix)
+    print_report(figures)
 
 
 @app.command()
@@ -284,6 +327,18 @@ def info(
     for name, value in describe(path).items():
         table.add_row(name, value)
     results.print(table)
+
+
+def _export_bar(size):
+    return byte_progress("exporting once", size)
+
+
+def _whole_numbers(name, text):
+    """ "1,2,4" -> [1, 2, 4]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise RequestError(f"{name} must be whole numbers with commas between, as 1,2,4, not {text!r}") from None
 
 
 def _open(src, n_vocab=None, **opening):

@@ -1,6 +1,7 @@
 """What the command line prints with: consoles, progress bars, tables."""
 
 import contextlib
+import sys
 
 from rich import box
 from rich.console import Console
@@ -8,7 +9,8 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.progress import TransferSpeedColumn as SpeedColumn
 from rich.table import Table
 
-results = Console(highlight=False, soft_wrap=True, markup=False)  # what was asked for: standard output
+_WIDTH = None if sys.stdout and sys.stdout.isatty() else 160  # into a file or a pipe: nothing is cut off
+results = Console(width=_WIDTH, highlight=False, soft_wrap=True, markup=False)  # what was asked for: standard output
 console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 

@@ -63,6 +63,36 @@ def new_folder(dst, *, force=False, needs=0, source=None):
         raise
 
 
+@contextlib.contextmanager
+def new_file(path):
+    """Yields a temporary file's path beside `path`, which replaces it when the block ends well, or vanishes.
+
+    Raises:
+        OutputError: path cannot be written; says why, before the block begins where it can be known by then.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: exists and is no plain file")
+    final = path.resolve()
+    try:
+        _remove_leftovers(final.parent, final.name)
+        descriptor, name = tempfile.mkstemp(prefix=f".{final.name}{_PARTIAL}{os.getpid()}-", dir=final.parent)
+        os.close(descriptor)
+    except OSError as error:
+        raise _output_error(path, error) from None
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(final)
+    except OSError as error:
+        if isinstance(error, NeoTFError):
+            raise
+        raise _output_error(path, error) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def readable_bytes(size):
     """1234567 -> "1.2 MB"; powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -99,7 +129,9 @@ def _remove_leftovers(parent, name):
         process = leftover.name.split(_PARTIAL)[1].split("-")[0]
         if not process.isdigit() or _runs(int(process)):
             continue
-        if leftover.name.endswith(_OLD) and not (parent / name).exists():
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
+        elif leftover.name.endswith(_OLD) and not (parent / name).exists():
             leftover.rename(parent / name)  # killed between the two renames of _replace
         else:
             shutil.rmtree(leftover, ignore_errors=True)

@@ -24,7 +24,7 @@ class KVCache:
     """
 
     def __init__(self, config, slots, dtype=np.float32, device="cpu", device_id=0):
-        self.slots = slots
+        self.slots, self.dtype = slots, np.dtype(dtype)
         self.device, self.device_id = device, device_id
         self._buffers = []
         for part in cache_parts(config):

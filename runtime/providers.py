@@ -58,10 +58,19 @@ def create_session(path, name, index, options):
     if name == "cuda":
         onnxruntime.preload_dlls()
         providers.insert(0, (PROVIDERS["cuda"], {"device_id": index}))
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     if PROVIDERS[name] not in session.get_providers():
         raise ProviderError(f"CUDA was asked for, but device {index} did not start: no GPU, or no driver or libraries")
     return session
+
+
+def placement(session):
+    """{provider: [names of the nodes that it runs]} of a session on CUDA."""
+    placed = {}
+    for part in session.get_provider_graph_assignment_info():
+        placed.setdefault(part.ep_name, []).extend(node.name for node in part.get_nodes())
+    return placed
 
 
 def _has_gpu():

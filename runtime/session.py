@@ -6,10 +6,12 @@ import numpy as np
 
 from neo_tf.cache_layout import cache_parts
 from neo_tf.config import GPTNeoConfig
-from neo_tf.errors import CheckpointError, ConfigError, NeoTFError, one_line
+from neo_tf.errors import CheckpointError, ConfigError, NeoTFError, ProviderError, one_line
 from neo_tf.onnx_folder import CONFIG_FILE, DECODER, PREFILL, find_precision, graph_files, read_precisions
 from runtime.kv_cache import KVCache
-from runtime.providers import choose, create_session
+from runtime.providers import choose, create_session, placement
+
+_INPUTS = ("input_ids", "position_ids", "seqlens_k", "total_sequence_length")
 
 
 class Session:
@@ -34,6 +36,8 @@ class Session:
         self.config = GPTNeoConfig.from_file(folder / CONFIG_FILE)
         self.precision, target = find_precision(folder, precision)
         self.device, self.device_id = choose(device, target)
+        if self.precision == "bf16" and self.device == "cpu":
+            raise ProviderError(f"{folder}: bf16 has kernels on CUDA alone")
         files = graph_files(read_precisions(folder)[0])
         path = folder / files[self.precision, DECODER]
         if not path.is_file():
@@ -66,6 +70,11 @@ class Session:
             The numpy dtype of keys and values.
         """
         inputs = self._session.get_inputs()
+        missing = {*_INPUTS, "logits_start"} - {value.name for value in inputs}
+        if missing:
+            raise CheckpointError(
+                f"{path}: has no input {', '.join(sorted(missing))}: export it again with this neo-tf"
+            )
         shapes = {value.name: value.shape for value in (*inputs, *self._session.get_outputs())}
         wanted = {"logits": [self.config.n_vocab]}
         wanted |= {part.past: [part.heads, part.columns] for part in cache_parts(self.config)}
@@ -77,7 +86,17 @@ class Session:
                     f"{path}: {name} has sizes {found.get(name)}, but config.json asks for {wanted.get(name)}"
                 )
         keys = {part.past for part in cache_parts(self.config) if part.kind != "sums"}
-        return _dtype(next((value.type for value in inputs if value.name in keys), "tensor(float)"))
+        return numpy_dtype(next((value.type for value in inputs if value.name in keys), "tensor(float)"))
+
+    @property
+    def placement(self):
+        """{provider: [names of the nodes that it runs]}, on CUDA; see runtime.providers.placement."""
+        return placement(self._session)
+
+    @property
+    def has_prompt_graph(self):
+        """Whether prompts have a graph of their own, prefill.onnx."""
+        return self._prompts is not None
 
     @property
     def slots(self):
@@ -144,7 +163,7 @@ class _Step:
         self.position_ids = np.zeros((rows, tokens), np.int64)
         self.seqlens_k = np.zeros(rows, np.int32)
         self.total_sequence_length = np.zeros((), np.int32)
-        inputs = ["input_ids", "position_ids", "seqlens_k", "total_sequence_length"]
+        inputs = list(_INPUTS)
         if keep is not None:
             self.logits_start = np.array([tokens - keep], np.int64)
             self.logits = np.empty((rows, keep, n_vocab), np.float32)
@@ -169,7 +188,7 @@ class _Step:
         self._session.run_with_iobinding(self.binding)
 
 
-def _dtype(name):
+def numpy_dtype(name):
     """The numpy dtype of an onnxruntime type such as tensor(float16)."""
     if name == "tensor(bfloat16)":
         import ml_dtypes

@@ -1,5 +1,7 @@
 """int8 and int4 folders: rounding, kernels, and what they cost in perplexity on text that the demo model never saw."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -8,6 +10,9 @@ from conftest import GOLDEN, TINY_PYTHON
 import neo_tf
 from export.precision import block_size, cast, precision_for, quantise, quantise_columns
 from export.verify import LIMITS, PortableSession
+from neo_tf.checkpoints.initialise import random_checkpoint
+from neo_tf.cli import main
+from neo_tf.describe import describe
 from neo_tf.errors import CheckpointError, RequestError
 from runtime.session import Session
 
@@ -129,3 +134,77 @@ def test_the_embedding_is_stored_once_and_the_limits_are_told(tmp_path, demo_fol
     places = {value.name: value.external_data[1].value for value in model.graph.initializer if value.external_data}
     assert places["gpt2/wte/int8"] == places["gpt2/wte/int8/rows"]
     assert LIMITS["int8"].cosine > LIMITS["int4"].cosine > 0.98
+
+
+def test_prompts_in_int8_are_the_same_in_any_company_and_any_chunks(tmp_path):
+    """Each row is rounded by itself: neither later tokens nor other ones of the chunk change it."""
+    neo_tf.export_onnx(TINY_PYTHON, tmp_path / "onnx", "int8")
+    session = Session(tmp_path / "onnx", slots=2)
+    assert session.has_prompt_graph
+    ids = np.load(TINY_PYTHON / "reference.npz")["inputs"][0, :400]
+    whole = session.prefill(0, ids, 0)[0].copy()
+    for start, end in ((0, 1), (1, 150), (150, 399)):
+        assert session.prefill(1, ids[start:end], start, keep=None) is None
+    np.testing.assert_allclose(session.prefill(1, ids[399:], 399)[0], whole, atol=1e-4)
+    # A loud token in the same chunk: what came before it is as it was.
+    exact = Session(tmp_path / "onnx")
+    session.prefill(0, ids[:100], 0, keep=None)
+    quiet = session.prefill(0, ids[100:101], 100)[0].copy()
+    for other in (0, 1, 2047):
+        exact.prefill(0, [*ids[:100], other], 0, keep=None)
+        np.testing.assert_allclose(exact.prefill(0, ids[100:101], 100)[0], quiet, atol=1e-4)
+
+
+def test_rows_of_zeros_stay_zero_in_int8(tmp_path):
+    """A row's largest value divides it."""
+    checkpoint = random_checkpoint(GOLDEN / "rezero" / "config.json")
+    zero = {
+        name: replace(tensor, read=lambda shape=tensor.shape: np.zeros(shape, np.float32))
+        for name, tensor in checkpoint.tensors.items()
+        if name.endswith(("wte", "wpe"))
+    }
+    assert len(zero) == 2
+    neo_tf.export_onnx(replace(checkpoint, tensors=checkpoint.tensors | zero), tmp_path / "onnx", "int8")
+    session = Session(tmp_path / "onnx")
+    session.prefill(0, [1, 2, 3], 0, keep=None)
+    assert all(np.isfinite(buffer).all() for *_, buffer in session.cache._buffers)
+
+
+def test_several_precisions_share_what_is_equal(tmp_path, demo_folder):
+    sizes = {}
+    for name in ("int8", "int4"):
+        neo_tf.export_onnx(TINY_PYTHON, tmp_path / name, name)
+        sizes[name] = (tmp_path / name / "model.onnx_data").stat().st_size
+    names = ("int4", "int8", "fp32")
+    neo_tf.export_onnx(TINY_PYTHON, tmp_path / "all", names)
+    folder = tmp_path / "all"
+    data = (folder / "model.onnx_data").stat().st_size
+    ends = 2048 * (128 + 4) + 512 * 128 * 4  # the embedding in int8, and wpe
+    assert data < sum(sizes.values()) + (demo_folder / "model.onnx_data").stat().st_size - ends - 512 * 128 * 4
+
+    ids = np.load(TINY_PYTHON / "reference.npz")["inputs"][0, :200]
+    for name in names:
+        alone = Session(demo_folder if name == "fp32" else tmp_path / name).prefill(0, ids, 0)
+        np.testing.assert_array_equal(Session(folder, precision=name).prefill(0, ids, 0), alone)
+        portable = PortableSession(folder, name).prefill(0, ids, 0)
+        np.testing.assert_allclose(portable, alone, atol=1e-4 if name == "fp32" else 1)
+    assert Session(folder).precision == "int4"
+    with pytest.raises(RequestError, match="exported in int4 and int8 and fp32, not in fp16"):
+        Session(folder, precision="fp16")
+    assert describe(folder)["weights"].endswith("in int4, int8, fp32")
+    with pytest.raises(RequestError, match="one target"):
+        neo_tf.export_onnx(TINY_PYTHON, tmp_path / "mixed", ["fp32", "fp16"])
+
+
+def test_generate_takes_one_of_several(tmp_path, capfd, monkeypatch):
+    neo_tf.export_onnx(TINY_PYTHON, tmp_path / "all", ["fp32", "int4"])
+    texts = []
+    for chosen in ([], ["--precision", "int4"], ["--precision", "bf16"]):
+        arguments = ["neo-tf", "generate", str(tmp_path / "all"), "def", "--do-sample", "--seed", "3", *chosen]
+        monkeypatch.setattr("sys.argv", arguments)
+        with pytest.raises(SystemExit) as end:
+            main()
+        texts.append((end.value.code, capfd.readouterr()))
+    assert [code for code, _ in texts] == [0, 0, 1]
+    assert texts[0][1].out != texts[1][1].out
+    assert "exported in fp32 and int4, not in bf16" in texts[2][1].err

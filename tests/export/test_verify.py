@@ -1,17 +1,21 @@
 """verify judges an export: right ones pass, sabotaged ones do not, other models are refused."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, TINY_PYTHON
 
 import neo_tf
-from export.verify import TOLERANCE, default_tokens, verify, verify_work
+from export.verify import TOLERANCE, Deviation, default_tokens, verify, verify_work
 from neo_tf.cli import main
 from neo_tf.errors import ConfigError, RequestError
+from runtime.session import Session
+from runtime.tokenizer import Tokenizer
 
 RUNS = [(graph, mode) for graph in ("decoder.onnx", "model.onnx") for mode in ("prefill", "step by step")]
 LOCAL = GOLDEN / "tiny-local-radius"  # radius 16 on every layer, n_ctx 256
@@ -54,7 +58,7 @@ def test_a_right_export_passes(exported, name):
     config = neo_tf.GPTNeoConfig.from_file(source / "config.json")
     tokens = default_tokens(config)
     assert {deviation.logits for deviation in found} == {tokens * config.n_vocab}
-    assert sum(done) == verify_work(tokens)
+    assert sum(done) == verify_work(tokens, exported(source), "fp32")
 
 
 @pytest.mark.parametrize("graph", ["decoder.onnx", "model.onnx"])
@@ -200,3 +204,41 @@ def test_config_that_lies_about_the_window_is_no_excuse(sabotaged):
         assert "16" in str(error) and "20" in str(error)
     else:
         assert all(found.error > TOLERANCE for found in deviations)
+
+
+def test_a_text_adds_perplexity_and_goes_on_past_the_context(demo_folder, monkeypatch, capsys, tmp_path):
+    text = "def read(path):\n    return open(path).read()\n" * 50
+    found = verify(TINY_PYTHON, demo_folder, text=text, tokens=600)
+    assert {deviation.logits for deviation in found} == {600 * 2048}
+    ids = np.asarray(Tokenizer(demo_folder).encode(text)[:600])
+    losses = []
+    for piece in (ids[:512], ids[512:]):
+        logits = Session(demo_folder).prefill(0, piece, 0, keep=0)[:-1].astype(np.float64)
+        losses += list(np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(piece) - 1), piece[1:]])
+    assert found[0].perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+    assert found[1].perplexity == pytest.approx(found[0].source_perplexity, rel=1e-5)
+
+    (tmp_path / "text.py").write_text(text)
+    code, out, _ = run_cli(monkeypatch, capsys, "verify", TINY_PYTHON, demo_folder, "--text", tmp_path / "text.py")
+    assert code == 0 and f"{verify(TINY_PYTHON, demo_folder, text=text)[0].perplexity:.2f} " in out
+    (tmp_path / "text.py").write_bytes(b"\xff\xfe")
+    code, _, err = run_cli(monkeypatch, capsys, "verify", TINY_PYTHON, demo_folder, "--text", tmp_path / "text.py")
+    assert code == 1 and err.count("error: ") == 1 and "UTF-8" in err
+    with pytest.raises(RequestError, match="less than two tokens"):
+        verify(TINY_PYTHON, demo_folder, text="")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"cosine": 0.998}, "cosine 0.99800 is below 0.999"),
+        ({"cosine": float("nan")}, "cosine nan"),
+        ({"agreement": 0.9}, "top-1 agreement is 90.0%, below 92%"),
+        ({"perplexity": 10.2}, r"perplexity is \+2.00% off, the limit for int8 is \+1.0%"),
+        ({"perplexity": float("nan")}, "perplexity is"),
+    ],
+)
+def test_each_limit_of_a_lower_precision_counts(change, why):
+    good = Deviation("decoder.onnx", "prefill", 1.0, 0, 0, 100, 0.9995, 0.95, 10.05, 10.0)
+    assert good.passes("int8") and not good.passes("fp32")
+    assert re.search(why, replace(good, **change).failure("int8"))

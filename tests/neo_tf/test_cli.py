@@ -40,7 +40,7 @@ def rows(table):
 def test_version_and_help(run):
     assert run("--version")[0] == f"neo-tf {neo_tf.__version__}\n"
     out, _ = run("--help")
-    for name in ("convert", "export", "verify", "generate", "init", "info"):
+    for name in ("convert", "export", "verify", "generate", "benchmark", "init", "info"):
         assert name in out
         assert "Usage" in run(name, "--help")[0]
 

@@ -1,0 +1,163 @@
+"""The systems that compare.py measures: one process each, which loads a model and answers one task at a time.
+
+Run by the python of each system's own environment, so it imports nothing of neo-tf but in NeoTF.
+"""
+
+import json
+import os
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+
+class NeoTF:
+    """neo-tf's engine."""
+
+    packages = ("neo-tf", "onnxruntime-gpu", "onnxruntime")
+
+    def __init__(self, folder, precision, threads, batch):
+        from runtime.engine import Engine, Request
+        from runtime.session import Session
+
+        session = Session(folder, slots=batch, threads=threads or None, precision=precision)
+        self.request, self.engine = Request, Engine(session)
+
+    def generate(self, prompts, count, first):
+        """Greedy continuations of prompts of one length, and the first token's time where it is asked for.
+
+        Args:
+            prompts: lists of token ids.
+            count: new tokens of each.
+            first: whether the time of the first token is wanted; of a single prompt alone.
+
+        Returns:
+            ([tokens, ...], seconds until the first token, or None).
+        """
+        start, times = time.perf_counter(), []
+        clock = (lambda token: times.append(time.perf_counter() - start)) if first else None
+        requests = [self.request(prompt, max_new_tokens=count, on_token=clock) for prompt in prompts]
+        self.engine.generate(requests)
+        return [request.tokens for request in requests], times[0] if times else None
+
+
+class Transformers:
+    """transformers on PyTorch, eager."""
+
+    packages = ("transformers", "torch")
+
+    def __init__(self, folder, precision, threads, batch):
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+        self.torch = torch
+        self.model = self.load(folder, precision, threads)
+        self.model.generation_config.eos_token_id = None  # every continuation has its full length
+
+    def load(self, folder, precision, threads):
+        """The model, with transformers' generate."""
+        from transformers import AutoModelForCausalLM
+
+        dtype = {"fp32": self.torch.float32, "bf16": self.torch.bfloat16}[precision]
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+    def generate(self, prompts, count, first):
+        """See NeoTF.generate."""
+        ids, streamer = self.torch.tensor(prompts), _Streamer() if first else None
+        settings = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0, "streamer": streamer}
+        with self.torch.inference_mode():
+            out = self.model.generate(ids, attention_mask=self.torch.ones_like(ids), **settings)
+        return out[:, ids.shape[1] :].tolist(), streamer and streamer.times[1] - streamer.times[0]
+
+
+class Optimum(Transformers):
+    """Optimum's ORTModelForCausalLM."""
+
+    packages = ("optimum", "optimum-onnx", "onnxruntime", "transformers", "torch")
+
+    def load(self, folder, precision, threads):
+        """See Transformers.load; the precision is that of the export."""
+        import onnxruntime
+        from optimum.onnxruntime import ORTModelForCausalLM
+
+        options = onnxruntime.SessionOptions()
+        if threads:
+            options.intra_op_num_threads = threads
+        return ORTModelForCausalLM.from_pretrained(folder, session_options=options)
+
+
+class OpenVINO:
+    """OpenVINO GenAI's LLMPipeline, with the backend that honours the local window."""
+
+    packages = ("openvino", "openvino-genai")
+
+    def __init__(self, folder, precision, threads, batch):
+        import numpy
+        import openvino
+        import openvino_genai
+
+        settings = {"ATTENTION_BACKEND": "SDPA"}  # the default one computes local layers as global ones
+        # Left alone, it computes an fp32 model in bf16 where the CPU can, with an 8-bit cache; all others are at their
+        # fastest left alone.
+        if precision == "fp32":
+            settings |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+        elif precision == "bf16":
+            settings["INFERENCE_PRECISION_HINT"] = "bf16"
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        self.numpy, self.openvino, self.genai = numpy, openvino, openvino_genai
+        self.pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", **settings)
+
+    def generate(self, prompts, count, first):
+        """See NeoTF.generate. The first token's time is its own figure: a streamer would slow the others down."""
+        config = self.genai.GenerationConfig()
+        config.max_new_tokens, config.ignore_eos, config.do_sample = count, True, False
+        ids = self.numpy.array(prompts, self.numpy.int64)
+        inputs = self.genai.TokenizedInputs(self.openvino.Tensor(ids), self.openvino.Tensor(self.numpy.ones_like(ids)))
+        out = self.pipeline.generate(inputs, config)
+        return [list(tokens) for tokens in out.tokens], out.perf_metrics.get_ttft().mean / 1e3
+
+
+SYSTEMS = {"neo-tf": NeoTF, "transformers": Transformers, "optimum": Optimum, "openvino": OpenVINO}
+
+
+class _Streamer:
+    """What transformers calls with the prompt, just before it begins, and then with each new token."""
+
+    def __init__(self):
+        self.times = []
+
+    def put(self, value):
+        """Notes the time."""
+        self.times.append(time.perf_counter())
+
+    def end(self):
+        """Called once at the end."""
+
+
+def main(kind, folder, precision, threads, batch):
+    """Loads, then answers {"prompts", "count", "first"} on standard input with {"seconds", "first", "tokens"}."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the libraries print is no answer
+    system = SYSTEMS[kind](folder, precision, int(threads), int(batch))
+    print(json.dumps({"versions": _versions(system.packages)}), file=answers, flush=True)
+    for line in sys.stdin:
+        task = json.loads(line)
+        start = time.perf_counter()
+        tokens, first = system.generate(**task)
+        answer = {"seconds": time.perf_counter() - start, "first": first, "tokens": tokens}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _versions(packages):
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,92 @@
+"""The machine that figures were measured on: what it is, and what its memory gives."""
+
+import os
+import platform
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+import neo_tf
+
+_BUFFER = 512_000_000  # bytes: far more than the caches hold
+_PASSES = 3
+
+
+def describe_machine():
+    """{"cpu", "cores", "memory_bytes", "os"}; None where the system does not tell."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        memory = None
+    names = [processor["model name"] for processor in _processors() if "model name" in processor]
+    cpu = names[0] if names else platform.processor() or platform.machine()
+    return {"cpu": cpu, "cores": physical_cores(), "memory_bytes": memory, "os": platform.platform()}
+
+
+def versions():
+    """{package: version} of what decodes."""
+    import onnxruntime
+
+    named = {"neo-tf": neo_tf.__version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
+    return named | {"python": platform.python_version()}
+
+
+def physical_cores():
+    """Cores that this process may use, hyper-threads counted once: so many threads does ONNX Runtime start."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = {
+        (processor.get("physical id"), processor["core id"])
+        for processor in _processors()
+        if "core id" in processor and int(processor.get("processor", -1)) in allowed
+    }
+    return len(cores) or len(allowed)
+
+
+def memory_bandwidth(threads):
+    """Bytes per second that so many threads read together, from a buffer far larger than the caches."""
+    data = np.ones((threads, _BUFFER // 4 // threads), np.float32)
+
+    def read(part):
+        for _ in range(_PASSES):
+            part.max()  # one pass over the memory; numpy lets go of the interpreter's lock
+
+    workers = [threading.Thread(target=read, args=(part,)) for part in data]
+    start = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return _PASSES * data.nbytes / (time.perf_counter() - start)
+
+
+def peak_memory(process="self"):
+    """The largest resident memory of a process so far in bytes, mapped files included; None where nobody tells.
+
+    Args:
+        process: its id; other processes than this one are known on Linux alone.
+    """
+    try:
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if process != "self" or sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _processors():
+    """[{key: value}] of /proc/cpuinfo, one for each processor; empty on other systems."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return []
+    lines = ([line.partition(":") for line in block.splitlines()] for block in text.split("\n\n"))
+    return [{key.strip(): value.strip() for key, _, value in block} for block in lines]
