@@ -11,7 +11,7 @@ _ROWS = 4096  # quantised at a time: bounds the memory
 # The scales that are tried for a block of 4 bits, as parts of the one that reaches its largest value.
 _TRIALS = np.linspace(0.80, 1.04, 13, dtype=np.float32)
 # Inputs of an output feature that share a scale: fewer are more exact, more are faster. See docs/precisions.md.
-_BLOCKS = {8: 128, 4: 32}
+_BLOCKS = {8: 128, 4: 128}
 _SMALL_BLOCK = 32
 
 
