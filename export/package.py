@@ -1,8 +1,11 @@
 """Writing the model folder: two graphs, one data file, and the configs beside them."""
 
+import contextlib
 import json
+from dataclasses import replace
 
 from export.builder import WeightFile
+from export.calibrate import Calibration
 from export.graph import build_decoder, build_model, build_prefill
 from export.precision import precision_for
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
@@ -12,7 +15,9 @@ from neo_tf.onnx_folder import DATA_FILE, DECODER, MODEL, PREFILL, graph_files
 from neo_tf.output import new_folder
 
 
-def export_onnx(src, dst, precision="fp32", *, target=None, n_vocab=None, force=False, progress=None, **opening):
+def export_onnx(
+    src, dst, precision="fp32", *, target=None, calibrate=None, n_vocab=None, force=False, progress=None, **opening
+):
     """Exports a checkpoint as an ONNX folder; the weights are written one by one.
 
     Args:
@@ -21,6 +26,7 @@ def export_onnx(src, dst, precision="fp32", *, target=None, n_vocab=None, force=
         precision: "fp32", "fp16", "bf16", "int8" or "int4", or a list of them: one data file then holds all, what is
             equal once, and the first is the folder's own.
         target: "cpu" or "cuda"; by default cuda for fp16 and bf16, which CPUs have no kernels for, and otherwise cpu.
+        calibrate: a text; int8 and int4 are then rounded so that the layers' outputs on it change least.
         n_vocab, force: see neo_tf.convert.
         progress: called as progress(name, bytes) after each tensor; the bytes add up to the checkpoint's.
         opening: tokenizer, config, revision, moe_policy: see open_checkpoint.
@@ -30,12 +36,17 @@ def export_onnx(src, dst, precision="fp32", *, target=None, n_vocab=None, force=
 
     Raises:
         CheckpointError, ConfigError, OutputError: see neo_tf.convert.
-        RequestError: an unknown precision or target, or a precision that the target does not run.
+        RequestError: an unknown precision or target, a precision that the target does not run, or a text to calibrate
+            on that is too short, or that no precision rounds for.
     """
     precisions = _precisions(precision, target)
+    if calibrate is not None and not any(precision.layers for precision in precisions.values()):
+        raise RequestError(f"a text to calibrate on is for int8 and int4, not for {' and '.join(precisions)}")
     checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src, **opening)
     if n_vocab is not None:
         checkpoint = checkpoint.with_vocab(n_vocab)
+    calibration = None if calibrate is None else Calibration(checkpoint, calibrate)
+    precisions = {name: replace(precision, calibration=calibration) for name, precision in precisions.items()}
     weights, graphs = WeightFile(DATA_FILE), {}
     files = graph_files(precisions)
     for name, precision in precisions.items():
@@ -43,12 +54,17 @@ def export_onnx(src, dst, precision="fp32", *, target=None, n_vocab=None, force=
         graphs[files[name, DECODER]] = build_decoder(checkpoint, weights, precision)
         if precision.for_prompts:
             graphs[files[name, PREFILL]] = build_prefill(checkpoint, weights, precision.for_prompts)
-    with new_folder(dst, force=force, needs=weights.nbytes, source=checkpoint.path) as folder:
+    needs = weights.nbytes + (calibration.nbytes if calibration else 0)
+    with new_folder(dst, force=force, needs=needs, source=checkpoint.path) as folder:
         checkpoint.verify()
         for name, model in graphs.items():
             (folder / name).write_bytes(model.SerializeToString())
-        written = sum(weight.nbytes for weight in weights.weights.values())
-        weights.write(folder / DATA_FILE, _shares(progress, checkpoint.nbytes / written))
+        work = sum(weight.nbytes for weight in weights.weights.values())
+        if calibration:
+            work += calibration.work(sum(precision.layers is not None for precision in precisions.values()))
+        progress = _shares(progress, checkpoint.nbytes / work)
+        with calibration.inside(folder, progress) if calibration else contextlib.nullcontext():
+            weights.write(folder / DATA_FILE, progress)
         _write_configs(checkpoint, folder, precisions)
     return checkpoint
 

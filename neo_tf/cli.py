@@ -114,6 +114,10 @@ def export(
     target: Annotated[
         Target | None, typer.Option(help="What it is to run on; cuda for fp16 and bf16, else cpu.")
     ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="TEXT_FILE", help="For int8 and int4: round for what the model computes on this text."),
+    ] = None,
     tokenizer: TokenizerPath = None,
     config: ConfigPath = None,
     n_vocab: VocabSize = None,
@@ -124,9 +128,11 @@ def export(
     """Export a checkpoint as an ONNX folder that decodes without TensorFlow or PyTorch."""
     started = time.perf_counter()
     checkpoint = _open(src, n_vocab, tokenizer=tokenizer, config=config, revision=revision, moe_policy=moe_policy)
+    text = calibrate and _read_text(calibrate)
     with byte_progress("exporting", checkpoint.nbytes) as progress:
         names = [one.value for one in precision or [Precision.fp32]]
-        neo_tf.export_onnx(checkpoint, dst, names, target=target and target.value, force=force, progress=progress)
+        options = {"target": target and target.value, "calibrate": text, "force": force}
+        neo_tf.export_onnx(checkpoint, dst, names, **options, progress=progress)
     _written(checkpoint, dst, f"ONNX, {', '.join(names)}", started)
 
 
