@@ -8,8 +8,10 @@ import numpy as np
 from neo_tf.errors import CheckpointError, RequestError
 
 _ROWS = 4096  # quantised at a time: bounds the memory
+# The scales that are tried for a block of 4 bits, as parts of the one that reaches its largest value.
+_TRIALS = np.linspace(0.80, 1.04, 13, dtype=np.float32)
 # Inputs of an output feature that share a scale: fewer are more exact, more are faster. See docs/precisions.md.
-_BLOCKS = {8: 128, 4: 32}
+_BLOCKS = {8: 128, 4: 128}
 _SMALL_BLOCK = 32
 _DAMPING = 0.01  # of the mean second moment, added to each: what a text left out may still come
 
@@ -25,6 +27,7 @@ class Precision:
         layers: bits of the layers' matrices; None is dtype.
         ends: bits of the token embedding and the head; None is dtype.
         dynamic: the layers' products in int8 throughout, activations too: faster for many tokens at a time.
+        standard: in operators of the ONNX standard alone.
         calibration: a Calibration; the layers' matrices are rounded for what it saw them multiplied with.
     """
 
@@ -34,6 +37,7 @@ class Precision:
     layers: int | None = None
     ends: int | None = None
     dynamic: bool = False
+    standard: bool = False
     calibration: object = field(default=None, compare=False, repr=False)
 
     @property
@@ -173,7 +177,7 @@ def _round_with_feedback(values, feedback, bits, dtype):
         first, end = number * block, (number + 1) * block
         # [earlier, block]^T x [earlier, rows] -> [block, rows]
         targets = values[first:end] + feedback[:first, first:end].T @ errors[:first]
-        scales[number] = _scales(targets.T, bits, dtype)
+        scales[number] = _scales(np.ascontiguousarray(targets.T), bits, dtype)
         scale = scales[number].astype(np.float32)
         for index in range(first, end):
             target = targets[index - first] + feedback[first:index, index] @ errors[first:index]
@@ -183,13 +187,20 @@ def _round_with_feedback(values, feedback, bits, dtype):
 
 
 def _scales(values, bits, dtype):
-    """Of blocks, the last axis: [..., block] -> [...]."""
+    """Scales of blocks: [..., block] -> [...]. 4 bits take the one, among a few, with the least squared error."""
     middle = 2 ** (bits - 1)
     if bits == 8:
         return (np.abs(values).max(axis=-1) / (middle - 1)).astype(dtype)
     # The value of largest size goes to -middle, which has one step more than the other side.
     largest = np.take_along_axis(values, np.abs(values).argmax(axis=-1)[..., None], axis=-1)[..., 0]
-    return (largest / -middle).astype(dtype)
+    best, least = np.zeros(largest.shape, dtype), np.full(largest.shape, np.inf, np.float32)
+    for trial in _TRIALS:
+        scale = (largest / -middle * trial).astype(dtype)
+        steps = _round(values, scale, middle).astype(np.float32) - middle
+        error = np.square(steps * scale.astype(np.float32)[..., None] - values).sum(axis=-1)
+        better = error < least
+        best[better], least[better] = scale[better], error[better]
+    return best
 
 
 def _round(values, scale, middle):

@@ -44,6 +44,13 @@ class Precision(StrEnum):
     int4 = "int4"
 
 
+class Ops(StrEnum):
+    """Operators of an exported folder."""
+
+    fused = "fused"
+    standard = "standard"
+
+
 class Target(StrEnum):
     """What an exported folder runs on."""
 
@@ -114,6 +121,9 @@ def export(
     target: Annotated[
         Target | None, typer.Option(help="What it is to run on; cuda for fp16 and bf16, else cpu.")
     ] = None,
+    ops: Annotated[
+        Ops, typer.Option(help="standard: model.onnx alone, in ONNX's standard operators, for other runtimes.")
+    ] = Ops.fused,
     calibrate: Annotated[
         Path | None,
         typer.Option(metavar="TEXT_FILE", help="For int8 and int4: round for what the model computes on this text."),
@@ -131,9 +141,10 @@ def export(
     text = calibrate and _read_text(calibrate)
     with byte_progress("exporting", checkpoint.nbytes) as progress:
         names = [one.value for one in precision or [Precision.fp32]]
-        options = {"target": target and target.value, "calibrate": text, "force": force}
+        options = {"target": target and target.value, "ops": ops.value, "calibrate": text, "force": force}
         neo_tf.export_onnx(checkpoint, dst, names, **options, progress=progress)
-    _written(checkpoint, dst, f"ONNX, {', '.join(names)}", started)
+    what = "ONNX in standard operators" if ops == Ops.standard else "ONNX"
+    _written(checkpoint, dst, f"{what}, {', '.join(names)}", started)
 
 
 @app.command()

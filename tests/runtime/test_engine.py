@@ -363,10 +363,11 @@ def test_an_interrupted_call_leaves_the_engine_usable(engine, error):
     interrupted = [Request(prompt, max_new_tokens=20, on_token=fail) for prompt, _ in rows[:4]]
     with pytest.raises(error):
         two.generate(interrupted)
-    left = [list(request.tokens) for request in interrupted]
+    left, count = [list(request.tokens) for request in interrupted], len(told)
+    assert count <= 4  # an error of its own stream leaves a neighbour in the same step its token
     for _ in range(2):
         requests = [Request(prompt, max_new_tokens=9) for prompt, _ in rows]
         two.generate(requests)
         assert [request.tokens for request in requests] == [new[:9] for _, new in rows]
-    assert len(told) == 3
+    assert len(told) == count
     assert [request.tokens for request in interrupted] == left
