@@ -132,7 +132,8 @@ class Graph:
         used = {name for node in nodes for name in node.input} | {value.name for value in self.inputs}
         initializers = [self._tensor(name) for name in self.initializers if name in used]
         graph = helper.make_graph(nodes, self.name, self.inputs, self.outputs, initializer=initializers)
-        opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+        opsets = {"": OPSETS[""]} if self.precision.standard else OPSETS
+        opsets = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="neo-tf")
 
     def _needed(self):

@@ -5,7 +5,7 @@ import numpy as np
 from neo_tf.cache_layout import cache_parts, padded_head_size
 from neo_tf.rotary import rotary_tables
 
-INT32, INT64, BOOL = 6, 7, 9  # of onnx.TensorProto
+FLOAT, INT32, INT64, BOOL = 1, 6, 7, 9  # of onnx.TensorProto
 
 
 class Cache:
@@ -22,12 +22,14 @@ class Cache:
         self.graph, self.config = graph, config
         self.head_size = padded_head_size(config) if windowed else config.head_size
         self.pads = self.head_size != config.head_size
-        self.masked = not windowed and padded_head_size(config) != config.head_size
+        fused = padded_head_size(config) == config.head_size and not graph.precision.standard
+        self.masked = not windowed and not fused
         self.parts = cache_parts(config, windowed, self.head_size)
         self._kinds = {part.layer: part.kind for part in self.parts}
         self._made = {}
         self.seqlens_k = self.total_sequence_length = None
         self.fresh = None
+        self.mask = None
 
     def declare(self):
         """Declares the inputs and outputs of every layer."""
@@ -41,6 +43,31 @@ class Cache:
                 # Running sums stay in float32.
                 dtype = np.float32 if part.kind == "sums" else self.graph.precision.dtype
                 declare(name, dtype, ["batch_size", part.heads, rows, part.columns])
+
+    def read_mask(self):
+        """Derives the lengths from attention_mask, int64 [batch, past + seq]: 0 where no token stands.
+
+        Zeros after every row's last 1 are taken for room that is not in use yet: a runtime whose past and present are
+        one buffer may hand in the mask of its whole capacity. Its rows may differ in length where a step is one token.
+        """
+        scope, constant = self.graph.root["attention_mask"], self.graph.constant
+        op, step = scope.op, scope.op("Squeeze", scope.op("Shape", "input_ids", start=1), name="step")
+        columns = op("Squeeze", op("Shape", "attention_mask", start=1), name="columns")
+        if self.masked:  # caches grow by the step's tokens: there is no room that is not in use
+            total = columns
+            lengths = op("Expand", total, op("Shape", "attention_mask", end=1))
+        else:
+            # [batch, columns] -> [batch]: up to each row's last 1
+            after = op("Range", constant(1), op("Add", columns, constant(1)), constant(1), name="after")
+            ends = op("ReduceMax", op("Mul", "attention_mask", after), constant([1]), keepdims=0, name="ends")
+            total = op("Max", op("ReduceMax", ends, keepdims=0), step)
+            # Rows of several tokens end together: those past a row's own last 1 are hidden as any other 0 is.
+            alone = op("Max", ends, constant(1))
+            lengths = op("Where", op("Equal", step, constant(1)), alone, total, name="lengths")
+        self.seqlens_k = op("Cast", op("Sub", lengths, constant(1)), to=INT32, name="seqlens_k")
+        self.total_sequence_length = op("Cast", total, to=INT32, name="total_sequence_length")
+        total = op("Reshape", total, constant([1]))
+        self.mask = op("Slice", "attention_mask", constant([0]), total, constant([1]), name="mask")
 
     def names(self, layer):
         """The layer's (past key, past value) and (present key, present value)."""
@@ -128,9 +155,42 @@ class Cache:
 
     # ---- masks, where no fused operator makes them
 
+    def step_mask(self):
+        """float32 [batch, 1, 1, seq]: 1 where this step has a token, 0 where it is padded."""
+
+        def build(scope):
+            op, constant = scope.op, self.graph.constant
+            # A row's tokens end where the row does.
+            ends = op("Unsqueeze", op("Add", op("Cast", self.seqlens_k, to=INT64), constant(1)), constant([1]))
+            step = op("Cast", self._step_length(scope), to=INT64)
+            columns = op("Add", ends, op("Range", op("Neg", step), constant(0), constant(1)))
+            # A row without a single token would begin before the first column.
+            mask = op("GatherElements", self.mask, op("Max", columns, constant(0)), axis=1)
+            return op("Cast", op("Unsqueeze", mask, constant([1, 2])), to=FLOAT)
+
+        return self._once("step_mask", build)
+
+    def padding(self, layer):
+        """float [batch, 1, seq, memory + total]: 0 at tokens, -inf-like where rows are padded, for GroupQueryAttention.
+
+        Causality and windows are the operator's own business.
+        """
+
+        def build(scope):
+            constant = self.graph.constant
+            # [batch, total] -> [batch, 1, 1, total] -> [batch, 1, seq, total]
+            lowest = -65504 if self.graph.precision.dtype == np.float16 else -1e9
+            bias = self._hidden(self._visible(scope), scope, lowest)
+            step = scope.op("Shape", "input_ids", start=1)
+            bias = scope.op("Expand", bias, scope.op("Concat", constant([1, 1]), step, constant([1]), axis=0))
+            return scope.native(self._remembering(bias, memory, scope))
+
+        memory = self._memory(layer)
+        return self._once(f"padding_{memory}", build)
+
     def bias(self, layer):
         """float [batch, 1, seq, memory + total]: 0 where a query sees a key, and -inf-like elsewhere."""
-        window, memory = self.config.window(layer), self.config.num_mem_kv if self._remembers(layer) else 0
+        window, memory = self.config.window(layer), self._memory(layer)
         return self._once(f"bias_{window}_{memory}", lambda scope: self._bias(scope, window, memory))
 
     def _bias(self, scope, window, memory):
@@ -143,14 +203,26 @@ class Cache:
         near = op("Less", distance, constant(window))
         visible = op("And", op("GreaterOrEqual", distance, constant(0)), near)
         # [seq, total] and [batch, 1, 1, total] -> [batch, 1, seq, total]
-        mask = op("Unsqueeze", op("Cast", "attention_mask", to=BOOL), constant([1, 2]))
-        visible = op("And", visible, mask)
-        bias = op("Where", visible, constant(0, np.float32), constant(-1e9, np.float32))
+        return self._remembering(self._hidden(op("And", visible, self._visible(scope)), scope), memory, scope)
+
+    def _visible(self, scope):
+        """bool [batch, 1, 1, total]."""
+        return scope.op("Unsqueeze", scope.op("Cast", self.mask, to=BOOL), self.graph.constant([1, 2]))
+
+    def _hidden(self, visible, scope, lowest=-1e9):
+        # Not -inf: a query that sees nothing, as padded ones may, would be no number, and so would its values.
+        return scope.op("Where", visible, self.graph.constant(0, np.float32), self.graph.constant(lowest, np.float32))
+
+    def _remembering(self, bias, memory, scope):
+        """Every query sees the learned keys; their own rows of zeros, in the first step, are dropped later."""
         if not memory:
             return bias
-        # Every query sees the learned keys; their own rows of zeros, in the first step, are dropped later.
-        front = op("Concat", constant([0, 0]), self.memory_rows, constant([memory, 0, 0, 0, 0]), axis=0)
-        return op("Pad", bias, front)
+        constant = self.graph.constant
+        front = scope.op("Concat", constant([0, 0]), self.memory_rows, constant([memory, 0, 0, 0, 0]), axis=0)
+        return scope.op("Pad", bias, front)
+
+    def _memory(self, layer):
+        return self.config.num_mem_kv if self._remembers(layer) else 0
 
     def _step_length(self, scope):
         return self._once(

@@ -27,13 +27,7 @@ def build_model(checkpoint, weight_file, precision=None):
     graph.input("num_logits_to_keep", np.int64, [1], default=np.zeros(1, np.int64))
     # From the end; -0 = 0 is the first position.
     logits_start = graph.root["num_logits_to_keep"].op("Neg", "num_logits_to_keep")
-
-    # GroupQueryAttention wants lengths, not a mask: [batch, total] -> int32 [batch], and total itself.
-    mask, constant = graph.root["attention_mask"], graph.constant
-    lengths = mask.op("ReduceSum", "attention_mask", constant([1]), keepdims=0)
-    cache.seqlens_k = mask.op("Cast", mask.op("Sub", lengths, constant(1)), to=INT32, name="seqlens_k")
-    total = mask.op("Gather", mask.op("Shape", "attention_mask"), constant(1))
-    cache.total_sequence_length = mask.op("Cast", total, to=INT32, name="total_sequence_length")
+    cache.read_mask()
     _body(graph, checkpoint.config, cache, logits_start)
     return graph.model()
 

@@ -6,6 +6,7 @@ from export.activations import activation
 from export.builder import MICROSOFT
 from export.matmul import block_matmul, blocks, matmul, padded_outputs
 from export.precision import block_size
+from export.standard import standard_head, standard_look_up, standard_rotary
 
 
 def layer_norm(x, scope, config):
@@ -37,6 +38,8 @@ def apply_rotary_emb(x, scope, config, tables):
 
     `tables` names the cosines and sines, [n_ctx, head / 2] each.
     """
+    if scope.graph.precision.standard:
+        return standard_rotary(x, scope, config, tables)
     return scope.op(
         *("RotaryEmbedding", x, "position_ids", *tables), domain=MICROSOFT, num_heads=config.n_head, interleaved=0
     )
@@ -78,6 +81,8 @@ def causal_linear_attention(q, k, v, scope, layer, config, cache, epsilon=1e-6):
     q, k, v = (scope.float32(t) for t in (q, k, v))
     q = op("Softmax", split(q, [0, 2, 1, 3], "q"), axis=-1)
     k = op("Exp", split(k, [0, 2, 3, 1], "k"))  # [batch, heads, head, seq]
+    if cache.mask:  # what is padded adds nothing to the sums
+        k = op("Mul", k, cache.step_mask(), name="k_masked")
     v = split(v, [0, 2, 1, 3], "v")
     sum_k, sum_kv = cache.sums(past[0], 1, scope), cache.sums(past[1], head, scope)
 
@@ -117,8 +122,9 @@ def attention(qkv, scope, layer, config, cache):
     seqlens_k, total = cache.lengths(layer)
     output = f"{scope.path}/GroupQueryAttention"
     inputs = (qkv, None, None) if isinstance(qkv, str) else qkv
+    padding = (None, None, None, cache.padding(layer)) if cache.mask else ()
     scope.op(
-        *("GroupQueryAttention", *inputs, *past, seqlens_k, total),
+        *("GroupQueryAttention", *inputs, *past, seqlens_k, total, *padding),
         domain=MICROSOFT,
         out=[output, *present],
         num_heads=config.n_head,
@@ -147,7 +153,7 @@ def padded_attention(q, k, v, scope, layer, config, cache):
 
 
 def masked_attention(q, k, v, scope, layer, config, cache):
-    """attention from ONNX's own operators, with a growing cache: for head sizes that no fused operator takes."""
+    """attention from ONNX's own operators, with a growing cache: where no fused operator may or can do it."""
     op, constant = scope.op, scope.graph.constant
     heads, head = config.n_head, config.head_size
     past, present = cache.names(layer)
@@ -240,6 +246,8 @@ def look_up(input_ids, scope, config):
     bits, inner = scope.graph.precision.ends, scope["wte"]
     if bits is None or config.n_embd % block_size(config.n_embd, bits):
         return inner.op("Gather", head_weight("wte", scope, config), input_ids)
+    if scope.graph.precision.standard:
+        return standard_look_up(input_ids, scope, config)
     integers, scales = blocks(scope, ["wte"], "wte", config.n_vocab, config.n_embd, bits, lambda wte: wte)
     rows = padded_outputs(config.n_vocab, scope.graph.precision)
     view = scope.graph.add_view(f"{integers}/rows", np.uint8, (rows, config.n_embd * bits // 8), integers)
@@ -267,7 +275,9 @@ def unembed(h, scope, config):
     h = layer_norm(h, scope["ln_f"], config)
     name, bits = "lm_head" if config.untied_lm_head else "wte", precision.ends
     rows = padded_outputs(config.n_vocab, precision)
-    if bits is not None:
+    if bits is not None and precision.standard:
+        logits = standard_head(h, scope, name, config)
+    elif bits is not None:
         weight = blocks(scope, [name], name, config.n_vocab, config.n_embd, bits, lambda embedding: embedding)
         logits = block_matmul(h, head, weight, rows, config.n_embd, bits)
     elif precision.target == "cpu":

@@ -4,6 +4,7 @@ import numpy as np
 
 from export.builder import MICROSOFT
 from export.precision import block_size, quantise, quantise_columns
+from export.standard import standard_matmul
 
 _STEP = 1 / 127  # of activations that were scaled to [-1, 1]
 
@@ -15,6 +16,8 @@ def matmul(x, scope, names, name):
         return place.op("MatMul", x, scope.packed(names, name))
     shapes = [scope.tensor(part).shape for part in names]
     inputs, outputs = shapes[0][0], sum(shape[1] for shape in shapes)
+    if precision.standard:
+        return standard_matmul(x, scope, place, names, name, inputs, outputs)
     if precision.dynamic:
         return dynamic_matmul(x, scope, place, names, name, inputs, outputs)
     weight = blocks(scope, names, name, outputs, inputs, precision.layers, lambda *w: np.concatenate(w, axis=1).T)

@@ -1,18 +1,22 @@
 """Writing the model folder: two graphs, one data file, and the configs beside them."""
 
 import json
+from dataclasses import replace
 
 from export.builder import WeightFile
 from export.graph import build_decoder, build_model, build_prefill
 from export.precision import precision_for
+from neo_tf.cache_layout import padded_head_size
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
 from neo_tf.checkpoints.huggingface import CONFIG_FILE, write_tokenizer
 from neo_tf.errors import RequestError
-from neo_tf.onnx_folder import DATA_FILE, DECODER, MODEL, PREFILL, graph_files
+from neo_tf.onnx_folder import DATA_FILE, DECODER, MODEL, OPS, PREFILL, graph_files
 from neo_tf.output import new_folder
 
 
-def export_onnx(src, dst, precision="fp32", *, target=None, n_vocab=None, force=False, progress=None, **opening):
+def export_onnx(
+    src, dst, precision="fp32", *, target=None, ops="fused", n_vocab=None, force=False, progress=None, **opening
+):
     """Exports a checkpoint as an ONNX folder; the weights are written one by one.
 
     Args:
@@ -21,6 +25,8 @@ def export_onnx(src, dst, precision="fp32", *, target=None, n_vocab=None, force=
         precision: "fp32", "fp16", "bf16", "int8" or "int4", or a list of them: one data file then holds all, what is
             equal once, and the first is the folder's own.
         target: "cpu" or "cuda"; by default cuda for fp16 and bf16, which CPUs have no kernels for, and otherwise cpu.
+        ops: "fused", with ONNX Runtime's own operators, or "standard": model.onnx alone, in operators of the ONNX
+            standard, for other runtimes; for target cpu.
         n_vocab, force: see neo_tf.convert.
         progress: called as progress(name, bytes) after each tensor; the bytes add up to the checkpoint's.
         opening: tokenizer, config, revision, moe_policy: see open_checkpoint.
@@ -30,9 +36,9 @@ def export_onnx(src, dst, precision="fp32", *, target=None, n_vocab=None, force=
 
     Raises:
         CheckpointError, ConfigError, OutputError: see neo_tf.convert.
-        RequestError: an unknown precision or target, or a precision that the target does not run.
+        RequestError: an unknown precision, target or ops, or a precision that they do not run.
     """
-    precisions = _precisions(precision, target)
+    precisions = _precisions(precision, target, ops)
     checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src, **opening)
     if n_vocab is not None:
         checkpoint = checkpoint.with_vocab(n_vocab)
@@ -40,6 +46,8 @@ def export_onnx(src, dst, precision="fp32", *, target=None, n_vocab=None, force=
     files = graph_files(precisions)
     for name, precision in precisions.items():
         graphs[files[name, MODEL]] = build_model(checkpoint, weights, precision)
+        if precision.standard:
+            continue
         graphs[files[name, DECODER]] = build_decoder(checkpoint, weights, precision)
         if precision.for_prompts:
             graphs[files[name, PREFILL]] = build_prefill(checkpoint, weights, precision.for_prompts)
@@ -53,13 +61,19 @@ def export_onnx(src, dst, precision="fp32", *, target=None, n_vocab=None, force=
     return checkpoint
 
 
-def _precisions(names, target):
+def _precisions(names, target, ops):
     """{name: Precision}, in order, of one target."""
+    if ops not in OPS:
+        raise RequestError(f"unknown ops {ops!r} (known: {', '.join(OPS)})")
     names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
     found = {name: precision_for(name, target) for name in names}
     if len({precision.target for precision in found.values()}) != 1:
         raise RequestError(f"{', '.join(found) or 'no precision'}: a folder is for one target: name it, cpu or cuda")
-    return found
+    if ops == "fused":
+        return found
+    if any(precision.target != "cpu" for precision in found.values()):
+        raise RequestError(f"ops standard is for target cpu: {', '.join(names)} in operators that are made for cuda")
+    return {name: replace(precision, standard=True) for name, precision in found.items()}
 
 
 def _shares(progress, scale):
@@ -69,16 +83,26 @@ def _shares(progress, scale):
 
 def _write_configs(checkpoint, folder, precisions):
     config = checkpoint.config.replace(precision="float32")
-    target = next(iter(precisions.values())).target
-    params = config.to_onnx() | {"precisions": list(precisions), "target": target}
+    first = next(iter(precisions.values()))
+    params = config.to_onnx() | {"precisions": list(precisions), "target": first.target}
+    params |= {"ops": "standard"} if first.standard else {}
     (folder / CONFIG_FILE).write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(checkpoint, folder)
-    (folder / "genai_config.json").write_text(json.dumps(_genai_config(config), indent=2) + "\n", encoding="utf-8")
+    if _genai_can_run(config):
+        text = json.dumps(_genai_config(config, first.standard), indent=2) + "\n"
+        (folder / "genai_config.json").write_text(text, encoding="utf-8")
 
 
-def _genai_config(config):
+def _genai_can_run(config):
+    """It wants one cache for every layer, all of the sequence's length: no sums, no learned keys, no layer without."""
+    return {*config.attention_types} <= {"global", "local"} and not config.num_mem_kv
+
+
+def _genai_config(config, standard):
     """What onnxruntime-genai reads; it knows no `gpt_neo`, and a plain `decoder` is what the graph is."""
-    eos = config.eos_token_id if config.eos_token_id is not None else 0
+    # It must have an id that ends a text. Where a model has none: the last one, which a padded vocabulary never gives.
+    eos = config.eos_token_id if config.eos_token_id is not None else config.n_vocab - 1
+    padded = config.pad_token_id is not None and config.pad_token_id < config.n_vocab
     return {
         "model": {
             "type": "decoder",
@@ -86,7 +110,7 @@ def _genai_config(config):
             "context_length": config.n_ctx,
             "bos_token_id": eos,
             "eos_token_id": eos,
-            "pad_token_id": eos,
+            "pad_token_id": config.pad_token_id if padded else eos,
             "decoder": {
                 "session_options": {"provider_options": []},
                 "filename": f"{MODEL}.onnx",
@@ -109,5 +133,10 @@ def _genai_config(config):
                 },
             },
         },
-        "search": {"max_length": config.n_ctx, "do_sample": False, "past_present_share_buffer": True},
+        "search": {
+            "max_length": config.n_ctx,
+            "do_sample": False,
+            # GroupQueryAttention appends in place; the standard operators that replace it make longer caches.
+            "past_present_share_buffer": padded_head_size(config) == config.head_size and not standard,
+        },
     }

@@ -11,7 +11,7 @@ _ROWS = 4096  # quantised at a time: bounds the memory
 # The scales that are tried for a block of 4 bits, as parts of the one that reaches its largest value.
 _TRIALS = np.linspace(0.80, 1.04, 13, dtype=np.float32)
 # Inputs of an output feature that share a scale: fewer are more exact, more are faster. See docs/precisions.md.
-_BLOCKS = {8: 128, 4: 32}
+_BLOCKS = {8: 128, 4: 128}
 _SMALL_BLOCK = 32
 
 
@@ -26,6 +26,7 @@ class Precision:
         layers: bits of the layers' matrices; None is dtype.
         ends: bits of the token embedding and the head; None is dtype.
         dynamic: the layers' products in int8 throughout, activations too: faster for many tokens at a time.
+        standard: in operators of the ONNX standard alone.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Precision:
     layers: int | None = None
     ends: int | None = None
     dynamic: bool = False
+    standard: bool = False
 
     @property
     def for_prompts(self):

@@ -8,7 +8,7 @@ import numpy as np
 from neo_tf.cache_layout import cache_parts
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
 from neo_tf.errors import CheckpointError, ConfigError, RequestError, one_line
-from neo_tf.onnx_folder import DECODER, MODEL, PREFILL, find_precision, graph_files, read_precisions
+from neo_tf.onnx_folder import DECODER, MODEL, PREFILL, find_precision, graph_files, is_standard, read_precisions
 
 TOLERANCE = 1e-4  # absolute, on fp32 logits
 _PAST_WINDOW = 64  # tokens beyond the local window
@@ -105,8 +105,9 @@ def verify(src, onnx_dir, *, tokens=None, text=None, seed=0, precision=None, pro
         progress: called as progress(tokens) with the tokens done; verify_work says how many there are.
 
     Returns:
-        A list of Deviations: two for each of decoder.onnx and model.onnx, and one for prefill.onnx where it is, of
-        the second half after it has run the first; Deviation.passes says whether they are within the limits.
+        A list of Deviations: two for each of decoder.onnx and model.onnx, as far as the folder has them, and one for
+        prefill.onnx where it is, of the second half after it has run the first; Deviation.passes says whether they
+        are within the limits.
 
     Raises:
         CheckpointError, ConfigError: either side cannot be used, or they are different models.
@@ -117,9 +118,13 @@ def verify(src, onnx_dir, *, tokens=None, text=None, seed=0, precision=None, pro
     from runtime.session import Session
 
     checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src)
-    session = Session(onnx_dir, device="cpu", precision=precision)
-    _check_same(checkpoint, session.config)
-    config, progress = session.config, progress or (lambda count: None)
+    portable, session = PortableSession(onnx_dir, precision), None
+    runners = {MODEL: portable}
+    if not is_standard(onnx_dir):
+        session = Session(onnx_dir, device="cpu", precision=portable.precision)
+        runners = {DECODER: session, MODEL: portable}
+    _check_same(checkpoint, portable.config)
+    config, progress = portable.config, progress or (lambda count: None)
     sequences = sequences_of(config, onnx_dir, tokens, text, seed)
     source = neo_tf.GPTNeo.from_checkpoint(_without_room_limits(checkpoint))
     expected = []
@@ -128,7 +133,7 @@ def verify(src, onnx_dir, *, tokens=None, text=None, seed=0, precision=None, pro
         progress(len(ids))
 
     deviations = []
-    for graph, runner in ((DECODER, session), (MODEL, PortableSession(onnx_dir, session.precision))):
+    for graph, runner in runners.items():
         whole, steps = (_Sums(f"{graph}.onnx", mode, text is not None) for mode in ("prefill", "step by step"))
         for ids, logits in zip(sequences, expected, strict=True):
             whole.compare(runner.prefill(0, ids, 0, keep=0), logits, ids, 0)
@@ -138,7 +143,7 @@ def verify(src, onnx_dir, *, tokens=None, text=None, seed=0, precision=None, pro
                 steps.compare(step, logits[position : position + 1], ids, position)
                 progress(1)
         deviations += [whole.deviation(), steps.deviation()]
-    if session.has_prompt_graph:
+    if session and session.has_prompt_graph:
         rest = _Sums(f"{PREFILL}.onnx", "first half", text is not None)
         for ids, logits in zip(sequences, expected, strict=True):
             half = len(ids) // 2
@@ -174,7 +179,9 @@ def default_tokens(config):
 
 
 def verify_work(tokens, onnx_dir, precision):
-    """What verify's progress callback adds up to, for so many tokens in all."""
+    """What verify's progress callback adds up to, for so many tokens in all: once the source, twice a whole graph."""
+    if is_standard(onnx_dir):
+        return 3 * tokens
     prompts = graph_files(read_precisions(onnx_dir)[0])[precision, PREFILL]
     return (6 if (Path(onnx_dir) / prompts).is_file() else 5) * tokens
 
@@ -190,8 +197,8 @@ class PortableSession:
         self.config = GPTNeoConfig.from_file(Path(folder) / "config.json")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        precision, _ = find_precision(folder, precision)
-        path = Path(folder) / graph_files(read_precisions(folder)[0])[precision, MODEL]
+        self.precision, _ = find_precision(folder, precision)
+        path = Path(folder) / graph_files(read_precisions(folder)[0])[self.precision, MODEL]
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no common base

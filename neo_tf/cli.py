@@ -44,6 +44,13 @@ class Precision(StrEnum):
     int4 = "int4"
 
 
+class Ops(StrEnum):
+    """Operators of an exported folder."""
+
+    fused = "fused"
+    standard = "standard"
+
+
 class Target(StrEnum):
     """What an exported folder runs on."""
 
@@ -121,6 +128,9 @@ def export(
     target: Annotated[
         Target | None, typer.Option(help="What it is to run on; cuda for fp16 and bf16, else cpu.")
     ] = None,
+    ops: Annotated[
+        Ops, typer.Option(help="standard: model.onnx alone, in ONNX's standard operators, for other runtimes.")
+    ] = Ops.fused,
     tokenizer: TokenizerPath = None,
     config: ConfigPath = None,
     n_vocab: VocabSize = None,
@@ -133,8 +143,10 @@ def export(
     checkpoint = _open(src, n_vocab, tokenizer=tokenizer, config=config, revision=revision, moe_policy=moe_policy)
     with byte_progress("exporting", checkpoint.nbytes) as progress:
         names = [one.value for one in precision or [Precision.fp32]]
-        neo_tf.export_onnx(checkpoint, dst, names, target=target and target.value, force=force, progress=progress)
-    _written(checkpoint, dst, f"ONNX, {', '.join(names)}", started)
+        options = {"target": target and target.value, "ops": ops.value, "force": force}
+        neo_tf.export_onnx(checkpoint, dst, names, **options, progress=progress)
+    what = "ONNX in standard operators" if ops == Ops.standard else "ONNX"
+    _written(checkpoint, dst, f"{what}, {', '.join(names)}", started)
 
 
 @app.command()

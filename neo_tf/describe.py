@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from neo_tf.config import GPTNeoConfig
-from neo_tf.onnx_folder import DATA_FILE, DECODER_FILE, read_precisions
+from neo_tf.onnx_folder import DATA_FILE, DECODER_FILE, is_standard, read_precisions
 from neo_tf.options import OPTIONS
 from neo_tf.output import readable_bytes
 from neo_tf.variables import count_parameters
@@ -17,13 +17,15 @@ def describe(path):
         CheckpointError, ConfigError: see open_checkpoint.
     """
     folder = Path(path)
-    if (folder / DECODER_FILE).is_file():
+    standard = is_standard(folder)
+    if standard or (folder / DECODER_FILE).is_file():
         config = GPTNeoConfig.from_file(folder / "config.json")
         text = _text_of(folder / "tokenizer.json")
         weights = (folder / DATA_FILE).stat().st_size
         precisions, target = read_precisions(folder)
         model = _model(config, ", ".join(precisions), weights)
-        return {"format": f"ONNX folder for {target.upper()}", **model, "tokenizer": _tokenizer(text)}
+        place = "other runtimes, in standard operators" if standard else target.upper()
+        return {"format": f"ONNX folder for {place}", **model, "tokenizer": _tokenizer(text)}
     from neo_tf.checkpoints import open_checkpoint
 
     checkpoint = open_checkpoint(path)

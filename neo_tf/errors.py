@@ -25,6 +25,10 @@ class ProviderError(NeoTFError, RuntimeError):
     """An execution provider that was asked for and is not there."""
 
 
+class EngineError(NeoTFError, RuntimeError):
+    """A step that failed while a request was in it, or an engine that no longer runs."""
+
+
 class MissingExtraError(NeoTFError, ImportError):
     """A part of neo-tf whose optional dependency is not installed."""
 

@@ -9,6 +9,7 @@ CONFIG_FILE = "config.json"
 DATA_FILE = "model.onnx_data"  # the weights of all graphs
 MODEL, DECODER, PREFILL = "model", "decoder", "prefill"  # for everyone; for our runtime; for its prompts
 DECODER_FILE = f"{DECODER}.onnx"
+OPS = ("fused", "standard")  # ONNX Runtime's own operators too, or those of the ONNX standard alone
 
 
 def graph_files(precisions, kinds=(MODEL, DECODER, PREFILL)):
@@ -36,3 +37,11 @@ def find_precision(folder, precision=None):
     if precision is not None and precision not in there:
         raise RequestError(f"{folder}: exported in {' and '.join(there)}, not in {precision}")
     return precision or there[0], target
+
+
+def is_standard(folder):
+    """Whether a folder was exported in operators of the ONNX standard: model.onnx alone, for other runtimes."""
+    folder = Path(folder)
+    if not (folder / f"{MODEL}.onnx").is_file() or not (folder / CONFIG_FILE).is_file():
+        return False
+    return read_json(folder / CONFIG_FILE).get("ops") == "standard"

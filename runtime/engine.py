@@ -1,12 +1,13 @@
 """The one decode loop: any number of sequences, each at its own length and with its own request."""
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from neo_tf.errors import RequestError
+from neo_tf.errors import EngineError, RequestError, one_line
 from runtime.chooser import Chooser
 from runtime.sampling import SamplingOptions, check_number
 from runtime.stopping import Stopping
@@ -41,7 +42,9 @@ class Request:
         tokens: new token ids so far.
         text: the new text so far, as far as it is final.
         finish_reason: None while it runs; "stop" after a stop token or string, or where the processors leave no token
-            possible; "length" at a limit, "time" after max_time.
+            possible; "length" at a limit, "time" after max_time, "cancelled", or "error".
+        error: what went wrong, of finish_reason "error": an EngineError, or what a function of its own raised.
+        cancelled: whether it is to end before the next step; see Engine.cancel.
         token_logprobs, prompt_token_logprobs: a float for each token.
         top_logprobs, prompt_top_logprobs: {token id: float} for each token, most likely first.
         logits, scores: float32 [n_vocab] for each token.
@@ -65,6 +68,8 @@ class Request:
     tokens: list = field(default_factory=list, init=False)
     text: str = field(default="", init=False)
     finish_reason: str | None = field(default=None, init=False)
+    error: Exception | None = field(default=None, init=False)
+    cancelled: bool = field(default=False, init=False)
     token_logprobs: list = field(default_factory=list, init=False)
     top_logprobs: list = field(default_factory=list, init=False)
     prompt_token_logprobs: list = field(default_factory=list, init=False)
@@ -109,17 +114,24 @@ class Engine:
             self.check(request)
         self._waiting.extend(requests)
         try:
-            while self.step():
-                pass
+            busy = True
+            while busy:
+                busy = self.step()
+                if failed := [request for request in requests if request.error]:
+                    raise failed[0].error
         except BaseException:  # Ctrl-C, an error of on_token or of the session: leave nothing of these behind
             self._abandon(requests)
             raise
         return requests
 
     def submit(self, request):
-        """Queues a request. Raises RequestError as check does."""
+        """Queues a request, for step to run. Raises RequestError as check does."""
         self.check(request)
         self._waiting.append(request)
+
+    def cancel(self, request):
+        """Ends a request before the next step, as "cancelled"; may be called from any thread, and at any time."""
+        request.cancelled = True
 
     def check(self, request):
         """Raises RequestError where a request cannot be served: its prompt's ids or lengths."""
@@ -158,18 +170,45 @@ class Engine:
     def step(self):
         """Admits what fits, prefills one chunk of one prompt, and decodes one token of every running sequence.
 
+        Where a run of the session fails, the requests in it end with an error, and the others go on.
+
         Returns:
             Whether anything is left to do.
         """
+        self._drop_cancelled()
         while self._waiting and self._free:
             self._prefilling.append(_Running(self._waiting.popleft(), self._free.pop(), self.config.n_ctx))
         if self._prefilling:
-            self._prefill_chunk(self._prefilling[0])
+            with self._failing([self._prefilling[0]]):
+                self._prefill_chunk(self._prefilling[0])
         if self._running:
             self._decode()
         return bool(self._waiting or self._prefilling or self._running)
 
+    def _drop_cancelled(self):
+        waiting = [request for request in self._waiting if request.cancelled]
+        held = [one for one in (*self._prefilling, *self._running.values()) if one.request.cancelled]
+        if waiting or held:
+            cancelled = [*waiting, *(one.request for one in held)]
+            self._abandon(cancelled)
+            for request in cancelled:
+                request.finish_reason = "cancelled"
+
+    @contextlib.contextmanager
+    def _failing(self, running):
+        """Ends the requests of a run that fails, in place of the engine."""
+        try:
+            yield
+        except Exception as error:
+            requests = [one.request for one in running]
+            self._abandon(requests)
+            for request in requests:
+                request.error = EngineError(f"a step of {len(requests)} requests failed: {one_line(error)}")
+                request.error.__cause__ = error
+                request.finish_reason = "error"
+
     def _abandon(self, requests):
+        """Takes requests out of the queue and their slots."""
         ours = {id(request) for request in requests}
         self._waiting = deque(request for request in self._waiting if id(request) not in ours)
         held = [*self._prefilling, *self._running.values()]
@@ -204,7 +243,10 @@ class Engine:
             running = {slot: self._running[slot] for slot in range(first, end) if slot in self._running}
             for slot, one in running.items():
                 tokens[slot - first], past[slot - first] = one.request.tokens[-1], one.cached
-            logits = self.session.decode(first, tokens, past)
+            with self._failing(running.values()):
+                logits = self.session.decode(first, tokens, past)
+            if any(one.request.error for one in running.values()):
+                continue
             for slot, one in running.items():
                 one.cached += 1
                 self._choose(one, logits[slot - first : slot - first + 1])
@@ -227,15 +269,19 @@ class Engine:
     def _choose(self, running, logits):
         """Takes the next token from logits [1, n_vocab], and ends the request where it is due."""
         request = running.request
-        token = running.chooser(logits)
-        text = running.stopping(token)
-        if request.finish_reason:
-            del self._running[running.slot]
-            self._release(running.slot)
-        if request.on_token and token is not None:
-            request.on_token(token)
-        if request.on_text:
-            request.on_text(text)
+        try:
+            token = running.chooser(logits)
+            text = running.stopping(token)
+            if request.finish_reason:
+                del self._running[running.slot]
+                self._release(running.slot)
+            if request.on_token and token is not None:
+                request.on_token(token)
+            if request.on_text:
+                request.on_text(text)
+        except Exception as error:  # of a function of the request's own
+            self._abandon([request])
+            request.error, request.finish_reason = error, "error"
 
 
 def _check_ends(request):

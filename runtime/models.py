@@ -8,7 +8,7 @@ from pathlib import Path
 import neo_tf
 from neo_tf.errors import CheckpointError, OutputError
 from neo_tf.hub import download, is_hub_id
-from neo_tf.onnx_folder import DECODER_FILE
+from neo_tf.onnx_folder import DECODER_FILE, is_standard
 
 
 def resolve_model(model, tokenizer=None, revision=None, progress=None, moe_policy=None):
@@ -29,6 +29,10 @@ def resolve_model(model, tokenizer=None, revision=None, progress=None, moe_polic
     path = Path(model)
     if (path / DECODER_FILE).is_file():
         return path
+    if is_standard(path):
+        raise CheckpointError(
+            f"{path}: exported with --ops standard, for other runtimes; export it without that to generate here"
+        )
     if not path.exists() and not Path(f"{path}.index").is_file():
         if not is_hub_id(model):
             raise CheckpointError(f"{model}: no such folder, and no hub id such as EleutherAI/gpt-neo-125M")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -65,6 +66,25 @@ def test_genai_config_fits_the_graph(demo_folder):
     assert cache.shape[1::2] == [decoder["num_key_value_heads"], decoder["head_size"]]
     assert (model["vocab_size"], model["context_length"], model["eos_token_id"]) == (2048, 512, 0)
     assert decoder["hidden_size"] == decoder["num_attention_heads"] * decoder["head_size"] == 128
+
+
+@pytest.mark.parametrize("name", DECODABLE)
+def test_genai_config_is_left_out_where_genai_cannot_run_the_caches(exported, name):
+    """Sums, layers without a cache, learned keys: it fails on the first, and crashes on the last."""
+    assert (exported(GOLDEN / name) / "genai_config.json").exists() == (name not in ("attn-mix", "mem-kv"))
+
+
+@pytest.mark.parametrize(
+    ("eos", "pad", "expected"),
+    [(None, None, (319, 319)), (7, None, (7, 7)), (7, 9, (7, 9)), (7, 320, (7, 7)), (0, 0, (0, 0))],
+)
+def test_genai_gets_ids_of_the_vocabulary(tmp_path, eos, pad, expected):
+    """It refuses others; without an end-of-text id it takes the padding, or 0, for one."""
+    checkpoint = neo_tf.open_checkpoint(GOLDEN / "vocab-padded")
+    config = checkpoint.config.replace(eos_token_id=eos, pad_token_id=pad)
+    neo_tf.export_onnx(replace(checkpoint, config=config), tmp_path / "onnx")
+    model = json.loads((tmp_path / "onnx" / "genai_config.json").read_text())["model"]
+    assert (model["eos_token_id"], model["pad_token_id"]) == expected
 
 
 @pytest.mark.parametrize("to", ["huggingface", "keras", "mesh-tf"])

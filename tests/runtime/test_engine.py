@@ -12,6 +12,7 @@ from neo_tf.errors import RequestError
 from runtime.engine import Engine, Request
 from runtime.sampling import SamplingOptions
 from runtime.session import Session
+from runtime.tokenizer import Tokenizer
 
 MODELS = {name: (GOLDEN / name, PADDING) for name in DECODABLE} | {"tiny-python": (TINY_PYTHON, 1)}
 # The stop token of the original's run, in report.json; what comes after a row's first one is not compared.
@@ -391,10 +392,50 @@ def test_an_interrupted_call_leaves_the_engine_usable(engine, error):
     interrupted = [Request(prompt, max_new_tokens=20, on_token=fail) for prompt, _ in rows[:4]]
     with pytest.raises(error):
         two.generate(interrupted)
-    left = [list(request.tokens) for request in interrupted]
+    left, count = [list(request.tokens) for request in interrupted], len(told)
+    assert count <= 4  # an error of its own stream leaves a neighbour in the same step its token
     for _ in range(2):
         requests = [Request(prompt, max_new_tokens=9) for prompt, _ in rows]
         two.generate(requests)
         assert [request.tokens for request in requests] == [new[:9] for _, new in rows]
-    assert len(told) == 3
+    assert len(told) == count
     assert [request.tokens for request in interrupted] == left
+
+
+def test_a_function_of_ones_own_fails_its_request_alone(engine):
+    """A processor or a stream of text that raises ends its request, and none of its company."""
+    (prompt, new), *_ = golden_rows("tiny-python")
+    tokenizer = Tokenizer(TINY_PYTHON / "byte-level-bpe.tokenizer.json")
+
+    def fail(*arguments):
+        raise KeyError("mine")
+
+    good = Request(prompt, 12)
+    bad = [
+        Request(prompt, 12, sampling=SamplingOptions(logits_processor=[fail])),
+        Request(prompt, 12, tokenizer=tokenizer, on_text=fail),
+    ]
+    three = engine("tiny-python", 3)
+    for request in (bad[0], good, bad[1]):
+        three.submit(request)
+    while three.step():
+        pass
+    assert good.tokens == new[:12]
+    assert [(one.finish_reason, type(one.error)) for one in bad] == [("error", KeyError)] * 2
+
+
+def test_no_token_left_ends_a_request(engine):
+    """At its first token, or later; its company goes on."""
+    three = engine("vocab-padded", 3)
+    everything = list(range(three.config.n_vocab))
+    rows = golden_rows("vocab-padded")
+    prompt, new = rows[0]
+    banned = SamplingOptions(suppress_tokens=[token for token in everything if token not in (4, 5)])
+    requests = [
+        Request(prompt, 9),
+        Request([7], 50, sampling=SamplingOptions(suppress_tokens=everything)),
+        Request([7], 50, sampling=dataclasses.replace(banned, no_repeat_ngram_size=1)),
+    ]
+    three.generate(requests)
+    assert [request.finish_reason for request in requests] == ["length", "stop", "stop"]
+    assert requests[0].tokens == new[:9] and requests[1].tokens == [] and sorted(requests[2].tokens) == [4, 5]
