@@ -41,7 +41,15 @@ setup(
         "plot": PLOT,  # of the benchmark
         "cuda": [f"onnxruntime-gpu[cuda,cudnn]>=1.31; {GPU_WHEEL}"],
         # torch and transformers judge the conversions; nothing else uses them.
-        "test": [*TENSORFLOW, *PLOT, "pytest>=9", "torch==2.13.0", "transformers>=5.20", "ruff==0.17.5"],
+        "test": [
+            *TENSORFLOW,
+            *PLOT,
+            "pytest>=9",
+            "hypothesis>=6.100",
+            "torch==2.13.0",
+            "transformers>=5.20",
+            "ruff==0.17.5",
+        ],
     },
     entry_points={"console_scripts": ["neo-tf = neo_tf.cli:main"]},
 )

@@ -84,6 +84,13 @@ VocabSize = Annotated[int | None, typer.Option("--n-vocab", help="Trim a padded 
 To = Annotated[Format, typer.Option(help="The format to write.")]
 
 
+LENGTH, SAMPLING, PENALTIES = "Length and end", "Sampling", "Penalties"  # panels of `generate --help`
+
+
+def _of(panel, text, *names, **more):
+    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False):
     if version:
@@ -201,13 +208,31 @@ def generate(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The text to continue; else standard input is read.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Stop after so many new tokens; 256 by default.")] = None,
-    min_new_tokens: Annotated[int, typer.Option(help="Do not end the text before so many.", min=0)] = 0,
-    do_sample: Annotated[bool, typer.Option("--do-sample", help="Draw tokens, not always the most likely.")] = False,
-    temperature: Annotated[float, typer.Option(help="Below 1 is tamer, above 1 wilder; with --do-sample.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Draw from the k most likely tokens; 0 is all.", min=0)] = 50,
-    top_p: Annotated[float, typer.Option(help="Draw from the most likely tokens that add up to p.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Draw the same text again.", min=0)] = None,
+    max_new_tokens: Annotated[int | None, _of(LENGTH, "Stop after so many new tokens; 256 by default.")] = None,
+    max_length: Annotated[int | None, _of(LENGTH, "Stop after so many, the prompt's included.")] = None,
+    min_new_tokens: Annotated[int | None, _of(LENGTH, "Do not end the text before so many new tokens.", min=0)] = None,
+    min_length: Annotated[int | None, _of(LENGTH, "Before so many, the prompt's included.", min=0)] = None,
+    max_time: Annotated[float | None, _of(LENGTH, "Stop after so many seconds.")] = None,
+    stop_strings: Annotated[list[str] | None, _of(LENGTH, "Stop after this text. Given again: several.")] = None,
+    include_stop_str_in_output: Annotated[bool, _of(LENGTH, "Whether that text is shown.")] = True,
+    eos_token_id: Annotated[list[int] | None, _of(LENGTH, "Stop after this token; else the model's own.")] = None,
+    do_sample: Annotated[bool, _of(SAMPLING, "Draw tokens, not always the most likely.", "--do-sample")] = False,
+    temperature: Annotated[float | None, _of(SAMPLING, "Below 1 is tamer, above 1 wilder.")] = None,
+    top_k: Annotated[int | None, _of(SAMPLING, "Of the k most likely tokens; 50 by default, 0 is all.", min=0)] = None,
+    top_p: Annotated[float | None, _of(SAMPLING, "Of the most likely tokens that add up to p.")] = None,
+    min_p: Annotated[float | None, _of(SAMPLING, "Of tokens at least p times as likely as the first.")] = None,
+    typical_p: Annotated[float | None, _of(SAMPLING, "Of tokens of nearly the expected information.")] = None,
+    epsilon_cutoff: Annotated[float | None, _of(SAMPLING, "Of tokens of at least this probability.")] = None,
+    eta_cutoff: Annotated[float | None, _of(SAMPLING, "The same, and less where many are likely.")] = None,
+    seed: Annotated[int | None, _of(SAMPLING, "Draw the same text again.", min=0)] = None,
+    repetition_penalty: Annotated[float | None, _of(PENALTIES, "Above 1: of all tokens so far.")] = None,
+    presence_penalty: Annotated[float | None, _of(PENALTIES, "Of new tokens that have come.")] = None,
+    frequency_penalty: Annotated[float | None, _of(PENALTIES, "Of new tokens, each time they come.")] = None,
+    no_repeat_ngram_size: Annotated[int | None, _of(PENALTIES, "No n tokens come twice.", min=0)] = None,
+    suppress_tokens: Annotated[str | None, _of(PENALTIES, "Tokens that must not come, as 5,7.")] = None,
+    bad_words_ids: Annotated[str | None, _of(PENALTIES, "Sequences that must not come, as [[5], [7, 8]].")] = None,
+    logit_bias: Annotated[str | None, _of(PENALTIES, 'Added to tokens\' logits, as {"5": -2.5}.')] = None,
+    return_full_text: Annotated[bool, typer.Option(help="Whether the prompt is shown before its text.")] = True,
     device: Device = None,
     precision: ChosenPrecision = None,
     threads: Threads = None,
@@ -216,9 +241,37 @@ def generate(
     moe_policy: MoePolicy = None,
 ):
     """Continue a text, and show it as it is written."""
+    from runtime.arguments import GenerateArguments
     from runtime.models import resolve_model
     from runtime.pipeline import TextGenerationPipeline
 
+    arguments = {
+        "max_new_tokens": max_new_tokens,
+        "max_length": max_length,
+        "min_new_tokens": min_new_tokens,
+        "min_length": min_length,
+        "max_time": max_time,
+        "stop_strings": stop_strings,
+        "include_stop_str_in_output": include_stop_str_in_output,
+        "eos_token_id": eos_token_id,
+        "do_sample": do_sample,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "typical_p": typical_p,
+        "epsilon_cutoff": epsilon_cutoff,
+        "eta_cutoff": eta_cutoff,
+        "seed": seed,
+        "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "suppress_tokens": suppress_tokens and _whole_numbers("suppress_tokens", suppress_tokens),
+        "bad_words_ids": bad_words_ids and _json("bad_words_ids", bad_words_ids),
+        "logit_bias": logit_bias and _json("logit_bias", logit_bias),
+    }
+    GenerateArguments.parse(arguments)  # what is wrong is said before a model is exported or loaded
     if prompt is None:
         if sys.stdin is None or sys.stdin.isatty():
             raise RequestError("no prompt: give one after the model, or on standard input")
@@ -233,22 +286,12 @@ def generate(
         nonlocal started, count
         if started is None:
             started = time.perf_counter()
-            sys.stdout.write(prompt)
+            sys.stdout.write(prompt if return_full_text else "")
         count += bool(text)
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    generator(
-        prompt,
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens,
-        do_sample=do_sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        streamer=show,
-    )
+    generator(prompt, streamer=show, **arguments)
     seconds = time.perf_counter() - started
     sys.stdout.write("\n")
     if sys.stderr.isatty() and count > 1:
@@ -344,6 +387,13 @@ def _whole_numbers(name, text):
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise RequestError(f"{name} must be whole numbers with commas between, as 1,2,4, not {text!r}") from None
+
+
+def _json(name, text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise RequestError(f"{name} must be JSON, not {text!r}") from None
 
 
 def _open(src, n_vocab=None, **opening):

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from neo_tf.errors import EngineError, RequestError, one_line
-from runtime.sampling import SamplingOptions, make_sampler, suppress
+from runtime.chooser import Chooser
+from runtime.sampling import SamplingOptions, check_number
+from runtime.stopping import Stopping
+from runtime.tokenizer import Tokenizer
 
 # Tokens: so long may a prompt hold up the sequences that are running. Longer chunks are no faster.
 PREFILL_CHUNK = 256
@@ -21,16 +24,30 @@ class Request:
     Args:
         prompt: token ids, at least one.
         max_new_tokens: stops after so many; None goes on to the end of the context.
-        min_new_tokens: end-of-text is not chosen before so many.
+        min_new_tokens: the stop tokens are not chosen before so many.
         stop_token_ids: ids that end the text; they are kept as its last token.
         sampling: a SamplingOptions.
         on_token: called as on_token(token_id) with each new token.
+        max_time: seconds after which it ends, from the beginning of its prefill.
+        tokenizer: a runtime.tokenizer.Tokenizer to write the text with; without one there is none.
+        stop_strings: texts that end the text: see include_stop_str_in_output. One may begin in the prompt.
+        include_stop_str_in_output: as in transformers, the text goes on to the end of the last token. Otherwise it
+            ends before the stop string.
+        on_text: called as on_text(text) for each new token with the text that is final with it, which may be empty.
+        logprobs: keeps each token's log-probability, and the so many most likely ones', before all processors.
+        prompt_logprobs: the same of the prompt's tokens after its first; its prefill is slower then.
+        output_logits, output_scores: keeps each token's logits before all processors, or as they were drawn by.
 
     Attributes:
         tokens: new token ids so far.
-        finish_reason: None while it runs; "stop" after a stop token, "length" at a limit, "cancelled", or "error".
-        error: what went wrong, of finish_reason "error": an EngineError, or what on_token raised.
+        text: the new text so far, as far as it is final.
+        finish_reason: None while it runs; "stop" after a stop token or string, or where the processors leave no token
+            possible; "length" at a limit, "time" after max_time, "cancelled", or "error".
+        error: what went wrong, of finish_reason "error": an EngineError, or what a function of its own raised.
         cancelled: whether it is to end before the next step; see Engine.cancel.
+        token_logprobs, prompt_token_logprobs: a float for each token.
+        top_logprobs, prompt_top_logprobs: {token id: float} for each token, most likely first.
+        logits, scores: float32 [n_vocab] for each token.
     """
 
     prompt: list
@@ -39,23 +56,35 @@ class Request:
     stop_token_ids: tuple = ()
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     on_token: Callable | None = None
+    max_time: float | None = None
+    tokenizer: Tokenizer | None = None
+    stop_strings: tuple = ()
+    include_stop_str_in_output: bool = True
+    on_text: Callable | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    output_logits: bool = False
+    output_scores: bool = False
     tokens: list = field(default_factory=list, init=False)
+    text: str = field(default="", init=False)
     finish_reason: str | None = field(default=None, init=False)
     error: Exception | None = field(default=None, init=False)
     cancelled: bool = field(default=False, init=False)
+    token_logprobs: list = field(default_factory=list, init=False)
+    top_logprobs: list = field(default_factory=list, init=False)
+    prompt_token_logprobs: list = field(default_factory=list, init=False)
+    prompt_top_logprobs: list = field(default_factory=list, init=False)
+    logits: list = field(default_factory=list, init=False)
+    scores: list = field(default_factory=list, init=False)
 
 
 class _Running:
-    """A request in its slot: how much of it is in the cache, and its own sampler."""
+    """A request in its slot: how much of it is in the cache, how its tokens are chosen, and when it ends."""
 
-    def __init__(self, request, slot):
+    def __init__(self, request, slot, n_ctx):
         self.request, self.slot = request, slot
         self.cached = 0
-        self.sampler = make_sampler(request.sampling)
-
-    @property
-    def length(self):
-        return len(self.request.prompt) + len(self.request.tokens)
+        self.chooser, self.stopping = Chooser(request, n_ctx), Stopping(request, n_ctx)
 
 
 class Engine:
@@ -135,6 +164,8 @@ class Engine:
         for token in request.stop_token_ids:
             if not 0 <= token < n_vocab:
                 raise RequestError(f"stop token id {token} is outside the vocabulary of {n_vocab}")
+        request.sampling.check_vocabulary(n_vocab)
+        _check_ends(request)
 
     def step(self):
         """Admits what fits, prefills one chunk of one prompt, and decodes one token of every running sequence.
@@ -146,7 +177,7 @@ class Engine:
         """
         self._drop_cancelled()
         while self._waiting and self._free:
-            self._prefilling.append(_Running(self._waiting.popleft(), self._free.pop()))
+            self._prefilling.append(_Running(self._waiting.popleft(), self._free.pop(), self.config.n_ctx))
         if self._prefilling:
             with self._failing([self._prefilling[0]]):
                 self._prefill_chunk(self._prefilling[0])
@@ -195,12 +226,15 @@ class Engine:
         prompt = running.request.prompt
         chunk = prompt[running.cached : running.cached + PREFILL_CHUNK]
         last = running.cached + len(chunk) == len(prompt)
-        logits = self.session.prefill(running.slot, chunk, running.cached, keep=1 if last else None)
+        wanted = running.request.prompt_logprobs is not None
+        logits = self.session.prefill(running.slot, chunk, running.cached, keep=0 if wanted else 1 if last else None)
+        if wanted:
+            running.chooser.see_prompt(running.cached, logits)
         running.cached += len(chunk)
         if last:
             self._prefilling.popleft()
             self._running[running.slot] = running
-            self._choose(running, logits)
+            self._choose(running, logits[-1:])
 
     def _decode(self):
         for first, end in self._ranges():
@@ -235,20 +269,29 @@ class Engine:
     def _choose(self, running, logits):
         """Takes the next token from logits [1, n_vocab], and ends the request where it is due."""
         request = running.request
-        if request.stop_token_ids and len(request.tokens) < request.min_new_tokens:
-            logits = suppress(logits, request.stop_token_ids)
-        token = int(running.sampler(logits)[0])
-        request.tokens.append(token)
-        if token in request.stop_token_ids:
-            request.finish_reason = "stop"
-        elif len(request.tokens) == request.max_new_tokens or running.length == self.config.n_ctx:
-            request.finish_reason = "length"
-        if request.finish_reason:
-            del self._running[running.slot]
-            self._release(running.slot)
-        if request.on_token:
-            try:
+        try:
+            token = running.chooser(logits)
+            text = running.stopping(token)
+            if request.finish_reason:
+                del self._running[running.slot]
+                self._release(running.slot)
+            if request.on_token and token is not None:
                 request.on_token(token)
-            except Exception as error:
-                self._abandon([request])
-                request.error, request.finish_reason = error, "error"
+            if request.on_text:
+                request.on_text(text)
+        except Exception as error:  # of a function of the request's own
+            self._abandon([request])
+            request.error, request.finish_reason = error, "error"
+
+
+def _check_ends(request):
+    """Raises RequestError where a request's end, or what it is to keep, makes no sense."""
+    if request.max_time is not None:
+        check_number("max_time", request.max_time, float, lambda value: value > 0, "be greater than 0")
+    for name in ("logprobs", "prompt_logprobs"):
+        if getattr(request, name) is not None:
+            check_number(name, getattr(request, name), int, lambda value: value >= 0, "not be negative")
+    if isinstance(request.stop_strings, str) or not all(isinstance(s, str) and s for s in request.stop_strings):
+        raise RequestError("stop_strings must be a list of texts, none of them empty")
+    if (request.stop_strings or request.on_text) and not request.tokenizer:
+        raise RequestError("stop_strings and on_text need a tokenizer to write the text with")

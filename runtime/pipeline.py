@@ -1,17 +1,16 @@
 """The Hugging Face-shaped front: pipeline("text-generation", model=…), as the model cards call it."""
 
-import difflib
 import operator
 
+import numpy as np
+
 from neo_tf.errors import RequestError
-from runtime.engine import Engine, Request
+from runtime.arguments import GenerateArguments
+from runtime.engine import Engine
 from runtime.models import resolve_model
-from runtime.sampling import SamplingOptions
 from runtime.session import Session
 from runtime.tokenizer import TOKENIZER_FILE, Tokenizer
 
-DEFAULT_NEW_TOKENS = 256  # as transformers' pipeline; fewer where the context ends
-DEFAULT_TOP_K = 50  # of sampling, as in transformers
 TASK = "text-generation"
 
 
@@ -79,15 +78,7 @@ class TextGenerationPipeline:
 
         Args:
             text_inputs: a text, token ids (a list of int), or a list of either.
-            max_new_tokens, max_length: limit of the new tokens, or of prompt and new tokens; 256 new ones by default.
-            min_new_tokens, min_length: end-of-text is not chosen before.
-            do_sample, temperature, top_k, top_p, seed: see SamplingOptions; top_k is 50 by default. Of several
-                prompts each draws with the seed on its own.
-            eos_token_id: id, or ids, that end the text; the model's own by default.
-            num_return_sequences: continuations of each prompt; with a seed, they use seed, seed + 1, ...
-            return_full_text: whether generated_text begins with the prompt; it does by default.
-            return_tensors: returns generated_token_ids in place of generated_text.
-            streamer: called as streamer(text) with each piece of new text; for one prompt.
+            arguments: transformers' own, and some more: see runtime.arguments.GenerateArguments.
 
         Returns:
             [{"generated_text": str}, ...], or a list of those for a list of prompts.
@@ -96,127 +87,67 @@ class TextGenerationPipeline:
             RequestError: a prompt or an argument that cannot be served.
         """
         many = _is_many(text_inputs)
-        prompts = [self._encode(prompt) for prompt in (text_inputs if many else [text_inputs])]
+        texts = list(text_inputs) if many else [text_inputs]
         options = GenerateArguments.parse(arguments)
-        if self.tokenizer is None and (options.streamer or not options.return_tensors):
+        if self.tokenizer is None and (options.needs_text or not options.return_tensors):
             raise RequestError("the model has no tokenizer to write text with: ask for return_tensors=True alone")
-        if options.streamer and (len(prompts) > 1 or options.num_return_sequences > 1):
+        if options.streamer and (len(texts) > 1 or options.num_return_sequences > 1):
             raise RequestError("streamer takes one prompt and one sequence")
+        prompts = [self._encode(text, options) for text in texts]
+        count = options.num_return_sequences
         requests = [
-            self._request(prompt, options, number)
+            options.request(prompt, number, self.config, self.tokenizer)
             for prompt in prompts
-            for number in range(options.num_return_sequences)
+            for number in range(count)
         ]
         if options.streamer:
-            stream = self.tokenizer.stream(prompts[0])
-            requests[0].on_token = lambda token: options.streamer(stream(token))
+            end = _stream(requests[0], options.streamer)
         self.engine.generate(requests)
         if options.streamer:
-            options.streamer(stream.finish())
-        count = options.num_return_sequences
-        texts = [text for text in (text_inputs if many else [text_inputs]) for _ in range(count)]
+            end()
+        texts = [text for text in texts for _ in range(count)]
         results = [self._result(text, request, options) for text, request in zip(texts, requests, strict=True)]
         groups = [results[start : start + count] for start in range(0, len(results), count)]
         return groups if many else groups[0]
 
-    def _encode(self, prompt):
+    def _encode(self, prompt, options):
         if not isinstance(prompt, str):
+            if options.prefix:
+                raise RequestError("prefix is a text: it goes before prompts that are texts, not token ids")
             try:
-                return [operator.index(token) for token in prompt]
+                ids = [operator.index(token) for token in prompt]
             except TypeError:
                 raise RequestError("a prompt must be a text or a flat list of token ids") from None
-        if self.tokenizer is None:
+        elif self.tokenizer is None:
             raise RequestError("the model has no tokenizer: name one with tokenizer=, or prompt with token ids")
-        return self.tokenizer.encode(prompt)
-
-    def _request(self, prompt, options, number):
-        config, used = self.config, len(prompt)
-        limit = options.max_new_tokens
-        if limit is None and options.max_length is not None:
-            limit = options.max_length - used
-            if limit < 1:
-                raise RequestError(f"max_length {options.max_length} leaves no room after a prompt of {used} tokens")
-        elif limit is None:
-            limit = max(1, min(DEFAULT_NEW_TOKENS, config.n_ctx - used))
-        least = max(options.min_new_tokens, options.min_length - used)
-        if limit < 1:
-            raise RequestError(f"max_new_tokens must be at least 1, not {limit}")
-        if least > limit:
-            raise RequestError(f"at least {least} new tokens are asked for, but at most {limit} allowed")
-        stop = options.eos_token_id
-        if stop is None:
-            stop = () if config.eos_token_id is None else (config.eos_token_id,)
-        return Request(
-            prompt,
-            max_new_tokens=limit,
-            min_new_tokens=max(0, least),
-            stop_token_ids=tuple(stop) if isinstance(stop, list | tuple) else (stop,),
-            sampling=options.sampling(number),
-        )
+        else:
+            ids = self.tokenizer.encode((options.prefix or "") + prompt)
+        return options.fit(ids, self.config.n_ctx)
 
     def _result(self, text, request, options):
-        tokens = request.tokens
         if options.return_tensors:
-            return {"generated_token_ids": [*request.prompt, *tokens] if options.return_full_text else list(tokens)}
-        whole, prompt = self.tokenizer.decode([*request.prompt, *tokens]), self.tokenizer.decode(request.prompt)
-        new = whole[len(prompt) :]
-        if options.return_full_text:
+            ids = [*request.prompt, *request.tokens] if options.return_full_text else list(request.tokens)
+            result = {"generated_token_ids": ids}
+        elif options.return_full_text:
             # A text comes back as it was given, special tokens and all, as in transformers.
-            return {"generated_text": text + new if isinstance(text, str) else whole}
-        return {"generated_text": new}
+            before = text if isinstance(text, str) else self.tokenizer.stream(request.prompt).before
+            result = {"generated_text": before + request.text}
+        else:
+            result = {"generated_text": request.text}
+        for name in options.kept:
+            value = getattr(request, name)
+            result[name] = np.array(value) if name in ("scores", "logits") else value
+        return result
 
 
-_WHOLE_NUMBERS = ("max_new_tokens", "max_length", "min_new_tokens", "min_length", "top_k", "seed")
-_WHOLE_NUMBERS += ("num_return_sequences",)
-
-
-class GenerateArguments:
-    """The arguments of a call, with their defaults; unknown ones are refused by name."""
-
-    DEFAULTS = {  # noqa: RUF012  (never changed)
-        "max_new_tokens": None,
-        "max_length": None,
-        "min_new_tokens": 0,
-        "min_length": 0,
-        "do_sample": False,
-        "temperature": 1.0,
-        "top_k": DEFAULT_TOP_K,
-        "top_p": 1.0,
-        "seed": None,
-        "eos_token_id": None,
-        "num_return_sequences": 1,
-        "return_full_text": True,
-        "return_tensors": False,
-        "streamer": None,
-    }
-
-    def __init__(self, values):
-        self.__dict__ |= self.DEFAULTS | values
-
-    @classmethod
-    def parse(cls, values):
-        """Checks names, and the values that Request does not; None means the default."""
-        for name in values:
-            if name not in cls.DEFAULTS:
-                near = difflib.get_close_matches(name, cls.DEFAULTS, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(cls.DEFAULTS)})"
-                raise RequestError(f"unknown argument {name!r}{hint}")
-        options = cls({name: value for name, value in values.items() if value is not None})
-        for name in _WHOLE_NUMBERS:
-            value = getattr(options, name)
-            if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__")):
-                raise RequestError(f"{name} must be a whole number, not {value!r}")
-        if options.max_new_tokens is not None and options.max_length is not None:
-            raise RequestError("max_new_tokens and max_length are both given: one limit is enough")
-        if options.num_return_sequences < 1:
-            raise RequestError(f"num_return_sequences must be at least 1, not {options.num_return_sequences}")
-        options.sampling(0)
-        return options
-
-    def sampling(self, number):
-        """The SamplingOptions of a prompt's sequence of that number."""
-        seed = None if self.seed is None else self.seed + number
-        return SamplingOptions(self.do_sample, self.temperature, self.top_k or 0, self.top_p, seed)
+def _stream(request, streamer):
+    """Lets a request call a streamer, a function of text or one of transformers' kind; returns what to call at last."""
+    if not hasattr(streamer, "put"):
+        request.on_text = streamer
+        return lambda: None
+    streamer.put(np.array([request.prompt]))
+    request.on_token = lambda token: streamer.put(np.array([token]))
+    return streamer.end
 
 
 def _is_many(text_inputs):

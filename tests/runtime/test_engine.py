@@ -1,5 +1,6 @@
 """The decode loop: the original's continuations token for token, and each request the same in company as alone."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from neo_tf.errors import RequestError
 from runtime.engine import Engine, Request
 from runtime.sampling import SamplingOptions
 from runtime.session import Session
+from runtime.tokenizer import Tokenizer
 
 MODELS = {name: (GOLDEN / name, PADDING) for name in DECODABLE} | {"tiny-python": (TINY_PYTHON, 1)}
 # The stop token of the original's run, in report.json; what comes after a row's first one is not compared.
@@ -41,13 +43,7 @@ def golden_rows(name):
 
 def alone(engine, request):
     """The same request, run alone by an engine of one slot."""
-    copy = Request(
-        request.prompt,
-        request.max_new_tokens,
-        request.min_new_tokens,
-        request.stop_token_ids,
-        request.sampling,
-    )
+    copy = dataclasses.replace(request)
     engine.generate([copy])
     return copy
 
@@ -206,9 +202,17 @@ def random_requests(generator, n_ctx, n_vocab, count):
             temperature=float(generator.choice([0.5, 1.0, 2.0])),
             top_k=int(generator.choice([0, 5, 50])),
             top_p=float(generator.choice([0.5, 0.9, 1.0])),
+            min_p=float(generator.choice([0, 0, 0.1])),
+            typical_p=float(generator.choice([0.8, 1.0])),
+            repetition_penalty=float(generator.choice([1.0, 1.0, 1.5])),
+            presence_penalty=float(generator.choice([0, 0, 1.0])),
+            frequency_penalty=float(generator.choice([0, 0, 0.5])),
+            no_repeat_ngram_size=int(generator.choice([0, 0, 1, 2])),
+            suppress_tokens=generator.integers(0, n_vocab, generator.choice([0, 50])).tolist(),
             seed=number,
         )
-        requests.append(Request(prompt, limit, least, stops, sampling))
+        kept = {"logprobs": 2, "prompt_logprobs": 1} if generator.random() < 0.3 else {}
+        requests.append(Request(prompt, limit, least, stops, sampling, **kept))
     return requests
 
 
@@ -231,8 +235,25 @@ def test_random_company_changes_no_request(engine, small_chunks, name, seed):
     for request in requests:
         other = alone(single, request)
         assert (request.tokens, request.finish_reason) == (other.tokens, other.finish_reason)
+        np.testing.assert_allclose(request.token_logprobs, other.token_logprobs, atol=1e-4)
+        np.testing.assert_allclose(request.prompt_token_logprobs, other.prompt_token_logprobs, atol=1e-4)
         assert request.finish_reason in ("stop", "length")
         assert len(request.tokens) >= max(1, request.min_new_tokens)
+
+
+def test_prompt_log_probabilities_are_the_originals(engine, small_chunks):
+    """Every token's but the first, over several chunks; and they change no token."""
+    reference = Reference.load(*MODELS["tiny-local-radius"])
+    inputs, kept = reference.inputs[0].tolist(), reference.positions.tolist()
+    plain, request = (Request(inputs[:23], 4, prompt_logprobs=count) for count in (None, 3))
+    engine("tiny-local-radius", 2).generate([plain, request])
+    assert request.tokens == plain.tokens and plain.prompt_token_logprobs == []
+    assert len(request.prompt_token_logprobs) == len(request.prompt_top_logprobs) == 22
+    for position in [place for place in kept if place < 22]:
+        logits = reference.logits[0, kept.index(position)].astype(np.float64)
+        logs = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+        assert request.prompt_token_logprobs[position] == pytest.approx(logs[inputs[position + 1]], abs=1e-4)
+        assert list(request.prompt_top_logprobs[position]) == np.argsort(-logs)[:3].tolist()
 
 
 def test_seeds_decide_and_differ(engine):
@@ -321,6 +342,14 @@ REFUSED = {
     "fewer than none": (Request([1], max_new_tokens=-3), "max_new_tokens .*-3"),
     "past the context": (Request([1] * 60, max_new_tokens=5), r"60 tokens .* 5 .*64"),
     "negative stop": (Request([1], stop_token_ids=(-1,)), "-1"),
+    "no time": (Request([1], max_time=0), "max_time .*0"),
+    "a time that is none": (Request([1], max_time="long"), "max_time .*long"),
+    "less than no logprobs": (Request([1], logprobs=-1), "logprobs .*-1"),
+    "logprobs of the prompt": (Request([1], prompt_logprobs=1.5), "prompt_logprobs .*1.5"),
+    "a stop string without tokenizer": (Request([1], stop_strings=("a",)), "tokenizer"),
+    "an empty stop string": (Request([1], stop_strings=("",)), "stop_strings"),
+    "stop strings in one": (Request([1], stop_strings="ab"), "stop_strings"),
+    "a bias past the vocabulary": (Request([1], sampling=SamplingOptions(logit_bias={257: 1})), "logit_bias.* 257"),
     "stop past the vocabulary": (Request([1], stop_token_ids=(3, 257)), r"257 .*257"),
 }
 
@@ -371,3 +400,42 @@ def test_an_interrupted_call_leaves_the_engine_usable(engine, error):
         assert [request.tokens for request in requests] == [new[:9] for _, new in rows]
     assert len(told) == count
     assert [request.tokens for request in interrupted] == left
+
+
+def test_a_function_of_ones_own_fails_its_request_alone(engine):
+    """A processor or a stream of text that raises ends its request, and none of its company."""
+    (prompt, new), *_ = golden_rows("tiny-python")
+    tokenizer = Tokenizer(TINY_PYTHON / "byte-level-bpe.tokenizer.json")
+
+    def fail(*arguments):
+        raise KeyError("mine")
+
+    good = Request(prompt, 12)
+    bad = [
+        Request(prompt, 12, sampling=SamplingOptions(logits_processor=[fail])),
+        Request(prompt, 12, tokenizer=tokenizer, on_text=fail),
+    ]
+    three = engine("tiny-python", 3)
+    for request in (bad[0], good, bad[1]):
+        three.submit(request)
+    while three.step():
+        pass
+    assert good.tokens == new[:12]
+    assert [(one.finish_reason, type(one.error)) for one in bad] == [("error", KeyError)] * 2
+
+
+def test_no_token_left_ends_a_request(engine):
+    """At its first token, or later; its company goes on."""
+    three = engine("vocab-padded", 3)
+    everything = list(range(three.config.n_vocab))
+    rows = golden_rows("vocab-padded")
+    prompt, new = rows[0]
+    banned = SamplingOptions(suppress_tokens=[token for token in everything if token not in (4, 5)])
+    requests = [
+        Request(prompt, 9),
+        Request([7], 50, sampling=SamplingOptions(suppress_tokens=everything)),
+        Request([7], 50, sampling=dataclasses.replace(banned, no_repeat_ngram_size=1)),
+    ]
+    three.generate(requests)
+    assert [request.finish_reason for request in requests] == ["length", "stop", "stop"]
+    assert requests[0].tokens == new[:9] and requests[1].tokens == [] and sorted(requests[2].tokens) == [4, 5]

@@ -36,6 +36,35 @@ def test_the_text_is_the_pipelines(generate, demo_folder):
     assert drawn != greedy
 
 
+def test_arguments_reach_the_pipeline(generate, demo_folder):
+    generator = pipeline("text-generation", model=demo_folder)
+    options = ("--repetition-penalty", 1.3, "--suppress-tokens", "222,66", "--logit-bias", '{"5": -2.5}')
+    options += ("--bad-words-ids", "[[7], [8, 9]]", "--max-length", 40, "--no-repeat-ngram-size", 3)
+    expected = generator(
+        PROMPT,
+        repetition_penalty=1.3,
+        suppress_tokens=[222, 66],
+        logit_bias={5: -2.5},
+        bad_words_ids=[[7], [8, 9]],
+        max_length=40,
+        no_repeat_ngram_size=3,
+    )
+    code, out, _ = generate(demo_folder, PROMPT, *options)
+    assert (code, out) == (0, expected[0]["generated_text"] + "\n")
+    drawn = generator(PROMPT, max_new_tokens=20, do_sample=True, min_p=0.01, typical_p=0.9, top_k=0, seed=3)
+    options = ("--max-new-tokens", 20, "--do-sample", "--min-p", 0.01, "--typical-p", 0.9, "--top-k", 0, "--seed", 3)
+    assert generate(demo_folder, PROMPT, *options)[1] == drawn[0]["generated_text"] + "\n"
+
+
+def test_stop_strings_and_the_new_text_alone(generate, demo_folder):
+    generator = pipeline("text-generation", model=demo_folder)
+    free = generator(PROMPT, max_new_tokens=40, return_full_text=False)[0]["generated_text"]
+    stop = free[15:18]
+    options = (demo_folder, PROMPT, "--stop-strings", "never", "--stop-strings", stop, "--no-return-full-text")
+    assert generate(*options, "--no-include-stop-str-in-output")[1] == free[: free.index(stop)] + "\n"
+    assert generate(*options)[1].removesuffix("\n").rstrip() in free
+
+
 def test_standard_input_is_a_prompt(generate, demo_folder):
     expected = generate(demo_folder, PROMPT, "--max-new-tokens", 5)
     assert generate(demo_folder, "--max-new-tokens", 5, stdin=PROMPT + "\n") == expected
@@ -48,6 +77,13 @@ def test_standard_input_is_a_prompt(generate, demo_folder):
         (["word " * 2000], "n_ctx"),
         ([PROMPT, "--max-new-tokens", "600"], "512"),
         ([PROMPT, "--do-sample", "--temperature", "0"], "temperature"),
+        ([PROMPT, "--temperature", "0.5"], "do_sample"),
+        ([PROMPT, "--suppress-tokens", "a,b"], "suppress_tokens"),
+        ([PROMPT, "--suppress-tokens", "5,4000"], "4000"),
+        ([PROMPT, "--logit-bias", "{5: 1}"], "logit_bias"),
+        ([PROMPT, "--logit-bias", "[5]"], "logit_bias"),
+        ([PROMPT, "--max-new-tokens", "5", "--max-length", "50"], "max_length"),
+        ([PROMPT, "--stop-strings", ""], "stop_strings"),
         ([PROMPT, "--device", "cuda"], "CUDA"),
         ([PROMPT, "--device", "abacus"], "abacus"),
     ],

@@ -7,6 +7,7 @@ from conftest import DECODABLE, GOLDEN, PADDING, TINY_PYTHON, Reference
 import neo_tf
 from neo_tf.errors import CheckpointError, RequestError
 from runtime.pipeline import pipeline
+from runtime.stopping import Stopping
 
 PROMPT = "def read_lines(path):"
 NEW_IDS = {"return_tensors": True, "return_full_text": False}
@@ -205,16 +206,119 @@ def give(prompt, tokens):
     def generate(requests):
         for request in requests:
             assert request.prompt == prompt
+            stopping = Stopping(request, 512)
             for token in tokens:
-                request.tokens.append(token)
-                if request.on_token:
-                    request.on_token(token)
+                text = stopping(token)
+                if request.on_text:
+                    request.on_text(text)
         return requests
 
     return generate
 
 
+# ---- all of generate
+
+
+GREEDY = {
+    "repetition_penalty": {"repetition_penalty": 1.3},
+    "ngrams": {"no_repeat_ngram_size": 2},
+    "bad words": {"bad_words_ids": [[1, 2], [222], [223, 5]]},
+    "bias": {"sequence_bias": {(222,): -5.0, (66,): 4.0}},
+    "suppressed": {"suppress_tokens": [222, 223], "begin_suppress_tokens": [66]},
+    "forced": {"forced_eos_token_id": 0},
+    "decay": {"exponential_decay_length_penalty": (3, 1.4), "eos_token_id": [66, 0]},
+    "length": {"min_new_tokens": 9, "eos_token_id": [66, 222, 223]},
+    "all": {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "suppress_tokens": [222], "min_new_tokens": 20},
+}
+
+
+@pytest.mark.parametrize("case", GREEDY)
+def test_greedy_texts_with_processors_are_transformers(generator, transformers_generator, case):
+    for prompt in (PROMPT, "import os\n\nclass Naïve:"):
+        arguments = {"max_new_tokens": 25} | GREEDY[case]
+        assert generator(prompt, **arguments) == transformers_generator(prompt, do_sample=False, **arguments)
+
+
+@pytest.mark.parametrize("stop", ["\n", ":", "(self", "re", ["\n\n", "s."]], ids=str)
+@pytest.mark.parametrize("return_full_text", [True, False])
+def test_texts_to_a_stop_string_are_transformers(generator, transformers_generator, stop, return_full_text):
+    arguments = {"max_new_tokens": 40, "stop_strings": stop, "return_full_text": return_full_text}
+    its = transformers_generator(PROMPT, do_sample=False, tokenizer=transformers_generator.tokenizer, **arguments)
+    assert generator(PROMPT, **arguments) == its
+
+
+def test_a_stop_string_is_left_out_on_request(generator):
+    free = generator(PROMPT, max_new_tokens=60, return_full_text=False)[0]["generated_text"]
+    stop = free[20:24]
+    found = generator(PROMPT, max_new_tokens=60, stop_strings=stop, include_stop_str_in_output=False)
+    assert found == [{"generated_text": PROMPT + free[: free.index(stop)]}]
+
+
+def test_max_time_ends_every_sequence(generator):
+    found = generator([PROMPT, "x"], max_new_tokens=100, max_time=1e-9, **NEW_IDS)
+    assert [len(*new_tokens(group)) for group in found] == [1, 1]
+
+
+def test_log_probabilities_come_along(generator, transformers_generator):
+    torch = pytest.importorskip("torch")
+    arguments = {"logprobs": 2, "prompt_logprobs": 0, "output_scores": True, "output_logits": True}
+    (found,) = generator(PROMPT, max_new_tokens=6, repetition_penalty=1.5, **arguments, **NEW_IDS)
+    prompt, new = generator.tokenizer.encode(PROMPT), found["generated_token_ids"]
+    with torch.no_grad():
+        logits = transformers_generator.model(torch.tensor([[*prompt, *new]])).logits[0]
+    expected = torch.log_softmax(logits.double(), -1)
+    chosen = [float(expected[place, token]) for place, token in enumerate([*prompt, *new][1:])]
+    assert found["prompt_token_logprobs"] == pytest.approx(chosen[: len(prompt) - 1], abs=2e-3)
+    assert found["token_logprobs"] == pytest.approx(chosen[len(prompt) - 1 :], abs=2e-3)
+    assert found["prompt_top_logprobs"] == [{}] * (len(prompt) - 1)
+    for top, row in zip(found["top_logprobs"], expected[len(prompt) - 1 :], strict=False):
+        assert list(top) == row.topk(2).indices.tolist()
+    assert found["scores"].shape == found["logits"].shape == (6, generator.config.n_vocab)
+    assert found["scores"].argmax(-1).tolist() == new
+    assert set(generator(PROMPT, max_new_tokens=1)[0]) == {"generated_text"}
+
+
+def test_old_names_are_served(generator):
+    assert generator(PROMPT, response_length=7, remove_input=True) == generator(
+        PROMPT, max_new_tokens=7, return_full_text=False
+    )
+
+
+def test_a_prefix_goes_before_and_does_not_come_back(generator):
+    (whole,) = generator("import os\n" + PROMPT, max_new_tokens=9)
+    (found,) = generator(PROMPT, prefix="import os\n", max_new_tokens=9)
+    assert "import os\n" + found["generated_text"] == whole["generated_text"]
+    with pytest.raises(RequestError, match="prefix"):
+        generator([5, 6], prefix="import os\n", max_new_tokens=9)
+
+
+def test_a_long_prompt_may_lose_its_beginning(generator, transformers_generator):
+    prompt, arguments = "x = 1\n" * 300, {"max_new_tokens": 9, "handle_long_generation": "hole"}
+    transformers_generator.tokenizer.model_max_length = 512
+    assert generator(prompt, **arguments) == transformers_generator(prompt, do_sample=False, **arguments)
+
+
 # ---- streaming
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_what_streams_is_what_returns_stop_strings_or_not(generator, include):
+    free = generator(PROMPT, max_new_tokens=60, return_full_text=False)[0]["generated_text"]
+    for stops in ([free[30:33], "never"], [free[:1]], [free[-5:]], ["no such text"], [free[40:41]]):
+        pieces = []
+        arguments = {"stop_strings": stops, "include_stop_str_in_output": include, "max_new_tokens": 60}
+        (found,) = generator(PROMPT, streamer=pieces.append, **arguments)
+        assert PROMPT + "".join(pieces) == found["generated_text"]
+        assert [found] == generator(PROMPT, **arguments)
+        if not include:
+            assert not any(stop in "".join(pieces) for stop in stops)
+
+
+def test_transformers_streamers_are_served(generator, transformers_generator):
+    transformers = pytest.importorskip("transformers")
+    streamer = transformers.TextIteratorStreamer(transformers_generator.tokenizer, skip_prompt=True)
+    (found,) = generator(PROMPT, max_new_tokens=20, streamer=streamer, return_full_text=False)
+    assert "".join(streamer) == found["generated_text"]
 
 
 @pytest.mark.parametrize("arguments", [{}, {"do_sample": True, "temperature": 1.2, "seed": 3}], ids=str)

@@ -1,10 +1,14 @@
 """Text and ids; text that streams comes in whole characters."""
 
+from itertools import pairwise
+
 import pytest
 from conftest import TINY_PYTHON
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from neo_tf.errors import CheckpointError
-from runtime.tokenizer import Tokenizer
+from runtime.tokenizer import TextStream, Tokenizer
 
 FILE = TINY_PYTHON / "byte-level-bpe.tokenizer.json"
 TEXTS = [
@@ -94,3 +98,75 @@ def test_a_missing_or_malformed_file_is_refused(tmp_path, content):
         with pytest.raises(CheckpointError, match="tokenizer") as error:
             Tokenizer(path)
         assert "\n" not in str(error.value)
+
+
+# ---- stop strings
+
+
+def naive(text, stops):
+    """Where a text that comes character by character ends before a stop string: (what is left of it, whether)."""
+    for end in range(1, len(text) + 1):
+        found = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
+        if found:
+            return text[: min(found)], True
+    return text, False
+
+
+class Cut:
+    """A tokenizer whose tokens are the bytes of a text, cut anywhere."""
+
+    def __init__(self, pieces):
+        self._pieces = pieces
+
+    def decode(self, ids):
+        """As a byte-level tokenizer does."""
+        return b"".join(self._pieces[token] for token in ids).decode("utf-8", "replace")
+
+
+@given(
+    text=st.text("ab\né🎉", max_size=30),
+    stops=st.lists(st.text("ab\né🎉", min_size=1, max_size=5), min_size=1, max_size=3),
+    cuts=st.lists(st.integers(0, 120), max_size=20),
+)
+@settings(max_examples=1000, deadline=None)
+def test_stop_strings_are_found_however_the_text_is_cut(text, stops, cuts):
+    """The text that streams is what is left before the stop string; nothing that streamed is taken back."""
+    data = text.encode()
+    cuts = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    pieces = [data[start:end] for start, end in pairwise(cuts)]
+    expected, stopped = naive(text, stops)
+    for include in (False, True):
+        stream, shown, used = TextStream(Cut(pieces), [], stops, include), "", 0
+        for token in range(len(pieces)):
+            shown, used = shown + stream(token), token + 1
+            if not include:
+                assert expected.startswith(shown)
+            if stream.stopped:
+                break
+        shown += stream.finish()
+        assert stream.stopped == stopped
+        assert shown == (b"".join(pieces[:used]).decode("utf-8", "replace") if include else expected)
+
+
+@given(text=st.text(max_size=20), stop=st.text(min_size=1, max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_no_more_is_held_back_than_may_become_a_stop_string(text, stop):
+    stream, shown = TextStream(Cut([char.encode() for char in text]), [], [stop], False), ""
+    for token in range(len(text)):
+        shown += stream(token)
+        if stream.stopped:
+            break
+        held = text[len(shown) : token + 1].rstrip("\ufffd")
+        assert stop.startswith(held)
+
+
+def test_text_before_an_open_character_does_not_wait_for_it():
+    stream = TextStream(Cut([b"a \xf0", b"\x9f\x8e", b"\x89!", b"\xff\xff", b"b"]), [])
+    assert [stream(token) for token in range(5)] == ["a ", "", "🎉!", "\ufffd", "\ufffdb"]
+
+
+def test_a_mark_that_a_prompt_means_is_not_said_again(tokenizer):
+    ids = tokenizer.encode("x\ufffd")
+    stream = tokenizer.stream(ids)
+    assert stream.before == "x\ufffd"
+    assert "".join(stream(token) for token in tokenizer.encode("y")) == "y"

@@ -1,18 +1,11 @@
-"""Processors against transformers' own, and samplers against the distribution that they sample."""
+"""Samplers against the distribution that they sample, and options out of their range."""
 
 import numpy as np
 import pytest
 
 from neo_tf.errors import RequestError
-from runtime.sampling import (
-    SamplingOptions,
-    apply_temperature,
-    keep_top_k,
-    keep_top_p,
-    make_sampler,
-    softmax,
-    suppress,
-)
+from runtime.sampling import SamplingOptions, draw, make_sampler
+from runtime.warpers import softmax
 
 FALSE_ALARM = 1e-6  # of each chi-square test, were its seed drawn anew
 
@@ -26,95 +19,6 @@ def scores(kind, rows=8, n_vocab=200, seed=0):
     elif kind == "peaked":
         values[np.arange(rows), generator.integers(0, n_vocab, rows)] += 40
     return values.astype(np.float32)
-
-
-def transformers_chain(logits, temperature=1.0, top_k=0, top_p=1.0):
-    """What transformers makes of the logits, in its order: temperature, top-k, top-p."""
-    torch = pytest.importorskip("torch")
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-    found = torch.tensor(logits)
-    if temperature != 1:
-        found = TemperatureLogitsWarper(temperature)(None, found)
-    if top_k:
-        found = TopKLogitsWarper(top_k)(None, found)
-    if top_p < 1:
-        found = TopPLogitsWarper(top_p)(None, found)
-    return found.numpy()
-
-
-@pytest.mark.parametrize("kind", ["random", "ties", "peaked"])
-@pytest.mark.parametrize("temperature", [0.1, 0.7, 1.0, 2.5])
-def test_temperature_is_transformers(kind, temperature):
-    logits = scores(kind)
-    np.testing.assert_allclose(
-        apply_temperature(logits, temperature), transformers_chain(logits, temperature), rtol=1e-6
-    )
-
-
-@pytest.mark.parametrize("kind", ["random", "ties", "peaked"])
-@pytest.mark.parametrize("top_k", [1, 2, 17, 199, 200, 1000])
-def test_top_k_is_transformers_ties_included(kind, top_k):
-    logits = scores(kind)
-    np.testing.assert_array_equal(keep_top_k(logits, top_k), transformers_chain(logits, top_k=top_k))
-
-
-@pytest.mark.parametrize("top_k", [0, 200, 5000])
-def test_top_k_of_nothing_or_everything_changes_nothing(top_k):
-    logits = scores("random")
-    np.testing.assert_array_equal(keep_top_k(logits, top_k), logits)
-
-
-@pytest.mark.parametrize("kind", ["random", "ties", "peaked"])
-@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.5, 0.9, 0.999])
-def test_top_p_is_transformers(kind, top_p):
-    logits = scores(kind)
-    found, expected = keep_top_p(logits, top_p), transformers_chain(logits, top_p=top_p)
-    if kind == "ties":  # which of equal tokens stay is up to the sort; how many, and with what logits, is not
-        found, expected = np.sort(found), np.sort(expected)
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_top_p_keeps_the_smallest_set_that_reaches_it():
-    logits = np.log(np.array([[0.15, 0.5, 0.05, 0.3]], np.float32))
-    for top_p, kept in [
-        (1e-9, [1]),
-        (0.49, [1]),
-        (0.51, [1, 3]),
-        (0.79, [1, 3]),
-        (0.81, [0, 1, 3]),
-        (0.96, [0, 1, 2, 3]),
-    ]:
-        assert np.flatnonzero(np.isfinite(keep_top_p(logits, top_p)[0])).tolist() == kept
-    np.testing.assert_array_equal(keep_top_p(logits, 1.0), logits)
-
-
-def test_processors_leave_their_input_alone():
-    logits = scores("random")
-    before = logits.copy()
-    for changed in (
-        apply_temperature(logits, 2),
-        keep_top_k(logits, 3),
-        keep_top_p(logits, 0.5),
-        suppress(logits, [4]),
-    ):
-        assert not np.array_equal(changed, before)
-    np.testing.assert_array_equal(logits, before)
-
-
-def test_suppressed_tokens_cannot_be_chosen():
-    logits = scores("random")
-    changed = suppress(logits, (0, 199, 7))
-    assert np.isneginf(changed[:, [0, 7, 199]]).all()
-    others = np.delete(np.arange(200), [0, 7, 199])
-    np.testing.assert_array_equal(changed[:, others], logits[:, others])
-
-
-@pytest.mark.parametrize("scale", [1, 1e4])
-def test_softmax_adds_up_however_large_the_logits_are(scale):
-    found = softmax(scores("random") * np.float32(scale))
-    assert np.isfinite(found).all() and (found >= 0).all()
-    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-12)
 
 
 def test_greedy_takes_the_largest_and_the_first_of_equals():
@@ -144,21 +48,67 @@ def chi_square_p_value(counts, probabilities):
     return float(torch.special.gammaincc(half[0], half[1]))
 
 
+def transformers_probabilities(logits, options):
+    """What transformers would draw from, in its order."""
+    torch = pytest.importorskip("torch")
+    from test_warpers import transformers_warpers
+
+    found = torch.tensor(logits)
+    for warper in transformers_warpers(options):
+        found = warper(None, found)
+    return torch.softmax(found[0].double(), -1).numpy()
+
+
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 0.5}, {"temperature": 3.0}, {"top_k": 10}, {"top_p": 0.8}]
-    + [{"temperature": 1.5, "top_k": 40, "top_p": 0.9}, {"temperature": 1.2, "top_k": 6, "top_p": 0.95}],
+    [{}, {"temperature": 0.5}, {"temperature": 3.0}, {"top_k": 10}, {"top_p": 0.8}, {"min_p": 0.02}]
+    + [{"typical_p": 0.97}, {"epsilon_cutoff": 0.005}, {"eta_cutoff": 0.05}]
+    + [{"temperature": 1.5, "top_k": 40, "top_p": 0.9}, {"temperature": 1.2, "top_k": 6, "top_p": 0.95}]
+    + [{"temperature": 2.0, "top_k": 30, "min_p": 0.05, "typical_p": 0.9, "epsilon_cutoff": 0.01}],
     ids=str,
 )
 def test_tokens_come_as_often_as_transformers_distribution_says(options):
-    torch = pytest.importorskip("torch")
     logits, draws = scores("random", rows=1, seed=3), 50_000
     sampler = make_sampler(SamplingOptions(do_sample=True, seed=1, **options))
     tokens = sampler(np.repeat(logits, draws, axis=0))
-    probabilities = torch.softmax(torch.tensor(transformers_chain(logits, **options)[0]).double(), -1).numpy()
+    probabilities = transformers_probabilities(logits, options)
     counts = np.bincount(tokens, minlength=200)
+    assert counts[probabilities == 0].sum() == 0 and np.count_nonzero(probabilities) > 2
+    assert chi_square_p_value(counts, probabilities) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "top_k": 50}, {"top_p": 0.9}], ids=str)
+def test_a_large_vocabulary_is_drawn_from_as_often(options):
+    """Row by row, as the engine draws: narrowed to what is left, or added up in blocks."""
+    logits = scores("random", rows=1, n_vocab=5003, seed=4)
+    sampler = make_sampler(SamplingOptions(do_sample=True, seed=1, **options))
+    counts = np.bincount([int(sampler(logits)[0]) for _ in range(20_000)], minlength=5003)
+    probabilities = transformers_probabilities(logits, options)
     assert counts[probabilities == 0].sum() == 0
     assert chi_square_p_value(counts, probabilities) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("size", [1, 7, 1024, 1025, 5003])
+def test_a_number_picks_the_index_where_the_weights_so_far_exceed_it(size):
+    generator = np.random.default_rng(size)
+    weights = generator.random((40, size), dtype=np.float32) ** 8 * (generator.random((40, size)) < 0.7)
+    weights[:, generator.integers(size)] = 1
+    numbers = generator.random(40)
+    found = draw(weights, numbers)
+    for row, number, index in zip(weights.astype(np.float64), numbers, found, strict=True):
+        assert row[index] > 0
+        before, total = row[:index].sum(), row.sum()
+        assert before / total - 1e-6 <= number <= (before + row[index]) / total + 1e-6
+
+
+@pytest.mark.parametrize("number", [0.0, 0.5, np.nextafter(1.0, 0.0)])
+def test_rounding_never_picks_a_weight_of_0(number):
+    """The last possible index lies at the end of a block, of the row, or alone; zeros lie around it."""
+    for place in (0, 255, 256, 1300, 2999):
+        weights = np.zeros((1, 3000), np.float32)
+        weights[0, : place + 1 : 3] = 0.1
+        weights[0, place] = 1e-3
+        assert weights[0, draw(weights, np.array([number]))[0]] > 0
 
 
 def test_the_chi_square_test_has_power():
@@ -219,21 +169,65 @@ def test_a_seed_decides_the_tokens():
     assert first != second
 
 
-@pytest.mark.parametrize(
-    "name, values",
-    [
-        ("temperature", [0, -1, float("nan")]),
-        ("top_k", [-1]),
-        ("top_p", [0, -0.5, 1.1, float("nan")]),
-        ("seed", [-1]),
-    ],
-)
-def test_values_outside_their_range_are_refused_by_name(name, values):
-    for value in values:
-        with pytest.raises(RequestError, match=f"{name} must .*{value}"):
+REFUSED = {
+    "temperature": [0, -1, float("nan"), "1"],
+    "top_k": [-1, 2.0],
+    "top_p": [0, -0.5, 1.1, float("nan")],
+    "seed": [-1],
+    "min_p": [-0.1, 1.1],
+    "typical_p": [0, 1.1],
+    "epsilon_cutoff": [-0.1, 1],
+    "eta_cutoff": [-0.1, 1],
+    "repetition_penalty": [0, -1, float("inf"), True],
+    "presence_penalty": [float("nan"), "much"],
+    "frequency_penalty": [float("inf")],
+    "no_repeat_ngram_size": [-1, 1.5],
+    "suppress_tokens": [5, "5", [1.5], ["a"]],
+    "begin_suppress_tokens": [5],
+    "bad_words_ids": [[5], [[]], 5, [["a"]]],
+    "sequence_bias": [{5: 1.0}, {(): 1.0}, [[5]], 5],
+    "logit_bias": [[5], {"a": 1.0}],
+    "forced_bos_token_id": ["a", [5]],
+    "forced_eos_token_id": [1.5],
+    "exponential_decay_length_penalty": [5, (5,), (-1, 1.5), (5, 0), (1.5, 1.5)],
+    "logits_processor": [5, [5]],
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_values_outside_their_range_are_refused_by_name(name):
+    for value in REFUSED[name]:
+        with pytest.raises(RequestError, match=f"{name}.* must ") as error:
             SamplingOptions(do_sample=True, **{name: value})
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bias", ["much", float("inf"), float("nan"), None])
+def test_a_bias_is_a_number(bias):
+    for options in ({"logit_bias": {5: bias}}, {"sequence_bias": {(5,): bias}}):
+        with pytest.raises(RequestError, match="bias must"):
+            SamplingOptions(**options)
+
+
+IDS = [
+    {"suppress_tokens": [9]},
+    {"begin_suppress_tokens": [0, 9]},
+    {"bad_words_ids": [[1], [2, 9]]},
+    {"sequence_bias": {(9, 1): 2.0}},
+    {"logit_bias": {"9": 2.0}},
+    {"forced_bos_token_id": 9},
+    {"forced_eos_token_id": [9]},
+]
+
+
+@pytest.mark.parametrize("options", IDS, ids=str)
+def test_ids_outside_the_vocabulary_are_refused_by_name(options):
+    (name,) = options
+    SamplingOptions(**options).check_vocabulary(10)
+    with pytest.raises(RequestError, match=f"{name}.* 9 .*vocabulary of 9"):
+        SamplingOptions(**options).check_vocabulary(9)
 
 
 def test_values_at_the_ends_of_their_range_are_taken():
-    SamplingOptions(do_sample=True, temperature=1e-9, top_k=0, top_p=1.0, seed=0)
-    SamplingOptions(do_sample=True, temperature=float("inf"), top_k=10**9, top_p=1e-9)
+    SamplingOptions(do_sample=True, temperature=1e-9, top_k=0, top_p=1.0, seed=0, min_p=1.0, typical_p=1.0)
+    SamplingOptions(do_sample=True, temperature=float("inf"), top_k=10**9, top_p=1e-9, epsilon_cutoff=0)

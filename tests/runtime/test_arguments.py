@@ -1,0 +1,157 @@
+"""The arguments of a call: names old and new, and combinations that make no sense."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+from neo_tf.config import GPTNeoConfig
+from neo_tf.errors import RequestError
+from runtime.arguments import GenerateArguments
+
+CONFIG = GPTNeoConfig(
+    n_vocab=100, n_ctx=64, n_embd=8, n_head=2, n_layer=2, attention_types=("global", "local"), eos_token_id=99
+)
+# Names of transformers' GenerationConfig that decide texts, with values that are not the defaults.
+TRANSFORMERS = {
+    "max_new_tokens": 5,
+    "max_length": 60,
+    "min_new_tokens": 2,
+    "min_length": 2,
+    "max_time": 1.5,
+    "stop_strings": ["a"],
+    "eos_token_id": [5, 6],
+    "do_sample": True,
+    "temperature": 0.5,
+    "top_k": 3,
+    "top_p": 0.5,
+    "min_p": 0.5,
+    "typical_p": 0.5,
+    "epsilon_cutoff": 0.1,
+    "eta_cutoff": 0.1,
+    "repetition_penalty": 1.5,
+    "no_repeat_ngram_size": 2,
+    "bad_words_ids": [[5]],
+    "sequence_bias": {(5,): 1.0},
+    "suppress_tokens": [5],
+    "begin_suppress_tokens": [5],
+    "forced_bos_token_id": 5,
+    "forced_eos_token_id": 5,
+    "exponential_decay_length_penalty": (5, 1.5),
+    "renormalize_logits": True,
+    "num_return_sequences": 3,
+    "output_scores": True,
+    "output_logits": True,
+    "pad_token_id": 0,
+}
+
+
+def request(prompt=(1, 2, 3), number=0, config=CONFIG, **arguments):
+    return GenerateArguments.parse(arguments).request(list(prompt), number, config, None)
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers_arguments_are_known(name):
+    its = pytest.importorskip("transformers").GenerationConfig()
+    assert hasattr(its, name)
+    sampling = {"do_sample": True} if name != "do_sample" else {}
+    options = GenerateArguments.parse({name: TRANSFORMERS[name], **sampling})
+    assert getattr(options, name) == TRANSFORMERS[name] != GenerateArguments.DEFAULTS[name]
+    assert options.request([1, 2, 3], 0, CONFIG, None)
+
+
+def test_every_argument_is_explained():
+    from runtime.sampling import SamplingOptions
+
+    told = inspect.getdoc(GenerateArguments) + inspect.getdoc(SamplingOptions)
+    assert [name for name in GenerateArguments.DEFAULTS if name not in told] == []
+
+
+def test_arguments_reach_the_request():
+    found = request(
+        max_new_tokens=9,
+        min_length=5,
+        max_time=2,
+        stop_token_ids=[7],
+        do_sample=True,
+        top_p=0.5,
+        seed=4,
+        logit_bias={5: 1},
+        logprobs=3,
+        prompt_logprobs=0,
+        number=2,
+    )
+    assert (found.max_new_tokens, found.min_new_tokens, found.max_time) == (9, 2, 2)
+    assert found.stop_token_ids == (99, 7) and (found.logprobs, found.prompt_logprobs) == (3, 0)
+    sampling = found.sampling
+    assert (sampling.do_sample, sampling.top_p, sampling.top_k, sampling.seed) == (True, 0.5, 50, 6)
+    assert sampling.logit_bias == {5: 1}
+
+
+def test_ends_of_text():
+    assert request().stop_token_ids == (99,)
+    assert request(eos_token_id=5).stop_token_ids == (5,)
+    assert request(eos_token_id=np.int64(5), stop_token_ids=(6, 7)).stop_token_ids == (5, 6, 7)
+    assert request(eos_token_id=[]).stop_token_ids == ()
+    assert request(config=CONFIG.replace(eos_token_id=None), stop_token_ids=[5]).stop_token_ids == (5,)
+
+
+def test_one_stop_string_is_a_list_of_one():
+    assert GenerateArguments.parse({"stop_strings": "ab"}).stop_strings == ["ab"]
+
+
+def test_old_names_mean_the_new_ones():
+    options = GenerateArguments.parse({"response_length": 7, "remove_input": True})
+    assert options.max_new_tokens == 7 and options.return_full_text is False
+    assert GenerateArguments.parse({"remove_input": False}).return_full_text is True
+    assert not hasattr(options, "response_length")
+
+
+@pytest.mark.parametrize("length, kept", [(3, 3), (54, 54), (55, 54), (64, 54), (500, 54)])
+def test_hole_keeps_the_end_of_a_prompt(length, kept):
+    prompt = list(range(length))
+    options = GenerateArguments.parse({"handle_long_generation": "hole", "max_new_tokens": 10})
+    assert options.fit(prompt, 64) == prompt[length - kept :]
+    assert GenerateArguments.parse({"max_new_tokens": 10}).fit(prompt, 64) == prompt
+
+
+REFUSED = {
+    "two limits": ({"max_new_tokens": 5, "max_length": 9}, "max_new_tokens and max_length"),
+    "a limit by two names": ({"response_length": 5, "max_new_tokens": 9}, "response_length .*max_new_tokens"),
+    "an old limit and a length": ({"response_length": 5, "max_length": 9}, "max_new_tokens and max_length"),
+    "the input by two names": ({"remove_input": True, "return_full_text": True}, "remove_input .*return_full_text"),
+    "an old name misspelt": ({"response_lenght": 5}, "'response_lenght'.*'response_length'"),
+    "a near name": ({"stop_string": "a"}, "'stop_string'.*'stop_strings'"),
+    "a penalty's name": ({"repetion_penalty": 1.5}, "'repetition_penalty'"),
+    "several of the same": ({"num_return_sequences": 2}, "num_return_sequences .*do_sample"),
+    "temperature of greedy": ({"temperature": 0.5}, "temperature .*do_sample"),
+    "top_p of greedy": ({"top_p": 0.5}, "top_p .*do_sample"),
+    "min_p of greedy": ({"min_p": 0.5, "do_sample": False}, "min_p .*do_sample"),
+    "a penalty out of range": ({"repetition_penalty": 0}, "repetition_penalty .*0"),
+    "a flag that is none": ({"do_sample": "yes"}, "do_sample .*'yes'"),
+    "a text that is none": ({"prefix": 5}, "prefix .*5"),
+    "an unknown way": ({"handle_long_generation": "cut"}, "handle_long_generation .*'cut'"),
+    "a streamer that is none": ({"streamer": 5}, "streamer"),
+    "an end that is no id": ({"eos_token_id": "end"}, "eos_token_id .*'end'"),
+    "no room": ({"max_length": 3}, "max_length 3 .*prompt of 3"),
+    "least above most": ({"max_new_tokens": 5, "min_length": 10}, "7 new tokens .* 5"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_makes_no_sense_is_refused_in_a_line(case):
+    arguments, message = REFUSED[case]
+    with pytest.raises(RequestError, match=message) as error:
+        request(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_decay_needs_an_end():
+    arguments = {"exponential_decay_length_penalty": (2, 1.5)}
+    assert request(**arguments).sampling.exponential_decay_length_penalty == (2, 1.5)
+    with pytest.raises(RequestError, match=r"exponential_decay_length_penalty .*eos_token_id"):
+        request(config=CONFIG.replace(eos_token_id=None), **arguments)
+
+
+def test_sampling_at_its_defaults_is_no_contradiction():
+    assert request(temperature=1.0, top_k=50, top_p=1.0, seed=3).sampling.do_sample is False
