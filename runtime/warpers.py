@@ -9,7 +9,8 @@ import math
 import numpy as np
 
 _NONE = np.float32(-np.inf)
-_SMALLEST, _LARGEST = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+_GROUP = 64  # entries of which one stands for all
 _WIDE = 1024  # rows wider than this are narrowed to what can still be drawn
 
 
@@ -30,7 +31,7 @@ def apply_temperature(scores, temperature):
     if temperature < 1e-30:  # counted from the largest, it stays finite
         scores = scores - scores.max(axis=-1, keepdims=True)
     with np.errstate(over="ignore"):  # to -inf: a token without a chance
-        return scores / np.float32(np.clip(temperature, _SMALLEST, _LARGEST))
+        return scores / np.float32(min(max(temperature, _SMALLEST), _LARGEST))
 
 
 def keep_top_k(scores, top_k):
@@ -150,9 +151,21 @@ def warp(warpers, scores):
         float32 [batch, n], and the token ids of its columns, int [n], or None where they are all there.
     """
     ids = None
+    if len(scores) == 1 and scores.shape[1] > _WIDE and (top_k := dict(warpers).get(keep_top_k)):
+        ids = _largest(scores[0], top_k)
+        scores = scores[:, ids]
     for function, value in warpers:
         scores = function(scores, value)
         if len(scores) == 1 and scores.shape[1] > _WIDE and function is not apply_temperature:
             left = np.flatnonzero(scores[0] > _NONE)
             ids, scores = left if ids is None else ids[left], scores[:, left]
     return scores, ids
+
+
+def _largest(row, count):
+    """Indices of the `count` largest entries of [n], all ties with them, and some more: in two passes over the row."""
+    groups = row[: len(row) // _GROUP * _GROUP].reshape(_GROUP, -1).max(axis=0)
+    if count >= groups.size:
+        return np.arange(len(row))
+    # So many groups' largest are not below this bound: the count-th largest of all is not, either.
+    return np.flatnonzero(row >= np.partition(groups, groups.size - count)[groups.size - count])

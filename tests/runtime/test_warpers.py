@@ -111,6 +111,18 @@ def test_a_narrowed_row_says_the_same(seed):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("top_k", [1, 2, 40, 77, 78, 79, 1000, 5002, 5003, 6000])
+def test_a_narrowed_row_has_the_top_k_and_all_ties(kind, top_k):
+    (row,) = scores(kind, rows=1, n_vocab=5003)
+    row[[0, 4999, 5002]] = row.max()
+    chain = warpers.make_warpers(SamplingOptions(do_sample=True, top_k=top_k))
+    narrow, ids = warpers.warp(chain, row[None])
+    expected = np.sort(row)[-min(top_k, 5003)]
+    kept = np.arange(5003) if ids is None else ids
+    assert kept[np.isfinite(narrow[0])].tolist() == np.flatnonzero(row >= expected).tolist()
+
+
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
     logits = np.log(np.array([[0.15, 0.5, 0.05, 0.3]], np.float32))
     for top_p, kept in [
