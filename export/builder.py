@@ -245,6 +245,11 @@ class Scope:
         """The checkpoint's tensor of a variable of this scope."""
         return self.graph.checkpoint.tensors[f"gpt2{self.variables}/{name}"]
 
+    def moments(self, name):
+        """What a matrix of this scope is to be rounded for, or None; see export.calibrate."""
+        calibration = self.graph.precision.calibration
+        return calibration and calibration.moments(f"gpt2{self.variables}/{name}")
+
     def read(self, variables):
         """The values of some variables of this scope, one by one, float32."""
         return (self.tensor(variable).read().astype(np.float32, copy=False) for variable in variables)

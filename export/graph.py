@@ -11,6 +11,11 @@ from neo_tf.variables import layer_scope
 
 
 def build_model(checkpoint, weight_file, precision=None):
+    """model.onnx as a ModelProto; see model_graph."""
+    return model_graph(checkpoint, weight_file, precision).model()
+
+
+def model_graph(checkpoint, weight_file, precision=None):
     """model.onnx: the graph that everyone can run, with full-length caches and the usual names.
 
     Inputs: input_ids, attention_mask, position_ids int64; past_key_values.{i}.key|value. num_logits_to_keep is an
@@ -29,7 +34,7 @@ def build_model(checkpoint, weight_file, precision=None):
     logits_start = graph.root["num_logits_to_keep"].op("Neg", "num_logits_to_keep")
     cache.read_mask()
     _body(graph, checkpoint.config, cache, logits_start)
-    return graph.model()
+    return graph
 
 
 def build_decoder(checkpoint, weight_file, precision=None):

@@ -49,7 +49,8 @@ def blocks(scope, names, name, outputs, inputs, bits, function):
 
     def compute(*variables):
         weight = function(*variables)
-        return quantise(np.pad(weight, ((0, rows - outputs), (0, 0))) if rows > outputs else weight, bits, dtype)
+        weight = np.pad(weight, ((0, rows - outputs), (0, 0))) if rows > outputs else weight
+        return quantise(weight, bits, dtype, scope.moments(name))
 
     return scope.derived_pair(f"{name}/int{bits}{suffix}", (np.uint8, dtype), shapes, compute, *names)
 

@@ -1,9 +1,11 @@
 """Writing the model folder: two graphs, one data file, and the configs beside them."""
 
+import contextlib
 import json
 from dataclasses import replace
 
 from export.builder import WeightFile
+from export.calibrate import Calibration
 from export.graph import build_decoder, build_model, build_prefill
 from export.precision import precision_for
 from neo_tf.cache_layout import padded_head_size
@@ -15,7 +17,17 @@ from neo_tf.output import new_folder
 
 
 def export_onnx(
-    src, dst, precision="fp32", *, target=None, ops="fused", n_vocab=None, force=False, progress=None, **opening
+    src,
+    dst,
+    precision="fp32",
+    *,
+    target=None,
+    ops="fused",
+    calibrate=None,
+    n_vocab=None,
+    force=False,
+    progress=None,
+    **opening,
 ):
     """Exports a checkpoint as an ONNX folder; the weights are written one by one.
 
@@ -27,6 +39,7 @@ def export_onnx(
         target: "cpu" or "cuda"; by default cuda for fp16 and bf16, which CPUs have no kernels for, and otherwise cpu.
         ops: "fused", with ONNX Runtime's own operators, or "standard": model.onnx alone, in operators of the ONNX
             standard, for other runtimes; for target cpu.
+        calibrate: a text; int8 and int4 are then rounded so that the layers' outputs on it change least.
         n_vocab, force: see neo_tf.convert.
         progress: called as progress(name, bytes) after each tensor; the bytes add up to the checkpoint's.
         opening: tokenizer, config, revision, moe_policy: see open_checkpoint.
@@ -36,12 +49,17 @@ def export_onnx(
 
     Raises:
         CheckpointError, ConfigError, OutputError: see neo_tf.convert.
-        RequestError: an unknown precision, target or ops, or a precision that they do not run.
+        RequestError: an unknown precision, target or ops, a precision that they do not run, or a text to calibrate on
+            that is too short, or that no precision rounds for.
     """
     precisions = _precisions(precision, target, ops)
+    if calibrate is not None and not any(precision.layers for precision in precisions.values()):
+        raise RequestError(f"a text to calibrate on is for int8 and int4, not for {' and '.join(precisions)}")
     checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src, **opening)
     if n_vocab is not None:
         checkpoint = checkpoint.with_vocab(n_vocab)
+    calibration = None if calibrate is None else Calibration(checkpoint, calibrate)
+    precisions = {name: replace(precision, calibration=calibration) for name, precision in precisions.items()}
     weights, graphs = WeightFile(DATA_FILE), {}
     files = graph_files(precisions)
     for name, precision in precisions.items():
@@ -51,12 +69,17 @@ def export_onnx(
         graphs[files[name, DECODER]] = build_decoder(checkpoint, weights, precision)
         if precision.for_prompts:
             graphs[files[name, PREFILL]] = build_prefill(checkpoint, weights, precision.for_prompts)
-    with new_folder(dst, force=force, needs=weights.nbytes, source=checkpoint.path) as folder:
+    needs = weights.nbytes + (calibration.nbytes if calibration else 0)
+    with new_folder(dst, force=force, needs=needs, source=checkpoint.path) as folder:
         checkpoint.verify()
         for name, model in graphs.items():
             (folder / name).write_bytes(model.SerializeToString())
-        written = sum(weight.nbytes for weight in weights.weights.values())
-        weights.write(folder / DATA_FILE, _shares(progress, checkpoint.nbytes / written))
+        work = sum(weight.nbytes for weight in weights.weights.values())
+        if calibration:
+            work += calibration.work(sum(precision.layers is not None for precision in precisions.values()))
+        progress = _shares(progress, checkpoint.nbytes / work)
+        with calibration.inside(folder, progress) if calibration else contextlib.nullcontext():
+            weights.write(folder / DATA_FILE, progress)
         _write_configs(checkpoint, folder, precisions)
     return checkpoint
 

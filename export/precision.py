@@ -1,6 +1,6 @@
 """Precisions of an exported graph: one tensor in, one cast or block-quantised tensor out."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +13,7 @@ _TRIALS = np.linspace(0.80, 1.04, 13, dtype=np.float32)
 # Inputs of an output feature that share a scale: fewer are more exact, more are faster. See docs/precisions.md.
 _BLOCKS = {8: 128, 4: 128}
 _SMALL_BLOCK = 32
+_DAMPING = 0.01  # of the mean second moment, added to each: what a text left out may still come
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Precision:
         ends: bits of the token embedding and the head; None is dtype.
         dynamic: the layers' products in int8 throughout, activations too: faster for many tokens at a time.
         standard: in operators of the ONNX standard alone.
+        calibration: a Calibration; the layers' matrices are rounded for what it saw them multiplied with.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Precision:
     ends: int | None = None
     dynamic: bool = False
     standard: bool = False
+    calibration: object = field(default=None, compare=False, repr=False)
 
     @property
     def for_prompts(self):
@@ -97,16 +100,17 @@ def block_size(inputs, bits):
     return _BLOCKS[bits] if inputs % _BLOCKS[bits] == 0 else _SMALL_BLOCK
 
 
-def quantise(weight, bits, dtype=np.float32):
+def quantise(weight, bits, dtype=np.float32, moments=None):
     """Rounds each block of inputs to integers with a common scale.
 
-    value = (integer - 2 ** (bits - 1)) * scale, as MatMulNBits and GatherBlockQuantized read it. 8 bits take the
-    nearest integer; 4 bits the scale, among a few, with the least squared error.
+    value = (integer - 2 ** (bits - 1)) * scale, as MatMulNBits and GatherBlockQuantized read it. Each weight goes to
+    its nearest step, or with moments to the one that best makes up for what the inputs before it were rounded by.
 
     Args:
         weight: float32 [outputs, inputs].
         bits: 8 or 4.
         dtype: of the scales.
+        moments: X^T X of the X [tokens, inputs] that the weight is multiplied with, [inputs, inputs]; or None.
 
     Returns:
         (uint8 [outputs, blocks, block * bits / 8], scales [outputs, blocks]); block is block_size(inputs, bits).
@@ -116,10 +120,16 @@ def quantise(weight, bits, dtype=np.float32):
     blocks = -(-inputs // block)
     packed = np.empty((outputs, blocks, block * bits // 8), np.uint8)
     scales = np.empty((outputs, blocks), dtype)
+    feedback = None if moments is None else _feedback(moments, blocks * block)
     for start in range(0, outputs, _ROWS):
         rows = np.zeros((min(_ROWS, outputs - start), blocks * block), np.float32)
         rows[:, :inputs] = weight[start : start + _ROWS]
-        integers, scale = _quantise_blocks(rows.reshape(len(rows), blocks, block), bits, dtype)
+        rows = rows.reshape(len(rows), blocks, block)
+        if moments is None:
+            scale = _scales(rows, bits, dtype)
+            integers = _round(rows, scale, 2 ** (bits - 1))
+        else:
+            integers, scale = _round_with_feedback(rows, feedback, bits, dtype)
         if bits == 4:  # two to a byte, the first in the low half
             integers = integers[..., 0::2] | (integers[..., 1::2] << 4)
         packed[start : start + _ROWS], scales[start : start + _ROWS] = integers, scale
@@ -140,25 +150,57 @@ def quantise_columns(weight):
     return np.ascontiguousarray(integers.T.astype(np.int8)), scales
 
 
-def _quantise_blocks(values, bits, dtype):
-    """float32 [rows, blocks, block] -> (uint8 of the same shape, scales [rows, blocks])."""
+def _feedback(moments, size):
+    """What an input's weights take over of the others' errors: float32 [size, size], 1 on the diagonal, 0 below.
+
+    With moments = U U^T, U upper triangular, the errors E [outputs, inputs] of the weights cost |E U|^2. Column j of
+    E U holds E_j U_jj + sum over i < j of E_i U_ij: it is least where weight j is rounded after it was moved by the
+    sum over i < j of E_i U_ij / U_jj. This is GPTQ (Frantar et al. 2022) in the form of LDLQ (Chee et al. 2023), which
+    gives the same integers without an inverse.
+    """
+    inputs = len(moments)
+    damped = np.zeros((size, size))  # filled up with inputs that are never there
+    damped[:inputs, :inputs] = moments
+    damped[np.diag_indices(size)] += _DAMPING * damped.trace() / inputs or 1.0
+    upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+    return np.divide(upper, upper.diagonal(), dtype=np.float32, casting="same_kind")
+
+
+def _round_with_feedback(values, feedback, bits, dtype):
+    """float32 [rows, blocks, block] -> (uint8 of the same shape, scales [rows, blocks]), one input after another."""
+    rows, blocks, block = values.shape
+    middle = 2 ** (bits - 1)
+    values = np.ascontiguousarray(values.reshape(rows, -1).T)  # [inputs, rows]
+    errors, integers = np.empty_like(values), np.empty(values.shape, np.uint8)
+    scales = np.empty((blocks, rows), dtype)
+    for number in range(blocks):
+        first, end = number * block, (number + 1) * block
+        # [earlier, block]^T x [earlier, rows] -> [block, rows]
+        targets = values[first:end] + feedback[:first, first:end].T @ errors[:first]
+        scales[number] = _scales(np.ascontiguousarray(targets.T), bits, dtype)
+        scale = scales[number].astype(np.float32)
+        for index in range(first, end):
+            target = targets[index - first] + feedback[first:index, index] @ errors[first:index]
+            integers[index] = _round(target[:, None], scale, middle)[:, 0]
+            errors[index] = values[index] - (integers[index].astype(np.float32) - middle) * scale
+    return integers.T.reshape(rows, blocks, block), scales.T
+
+
+def _scales(values, bits, dtype):
+    """Scales of blocks: [..., block] -> [...]. 4 bits take the one, among a few, with the least squared error."""
     middle = 2 ** (bits - 1)
     if bits == 8:
-        scale = (np.abs(values).max(axis=-1) / (middle - 1)).astype(dtype)
-        return _round(values, scale, middle), scale
+        return (np.abs(values).max(axis=-1) / (middle - 1)).astype(dtype)
     # The value of largest size goes to -middle, which has one step more than the other side.
     largest = np.take_along_axis(values, np.abs(values).argmax(axis=-1)[..., None], axis=-1)[..., 0]
-    best, best_scale = np.full(largest.shape, np.inf, np.float32), None
+    best, least = np.zeros(largest.shape, dtype), np.full(largest.shape, np.inf, np.float32)
     for trial in _TRIALS:
-        scale = (largest / -middle * trial).astype(dtype).astype(np.float32)
-        integers = _round(values, scale, middle)
-        error = np.square((integers.astype(np.float32) - middle) * scale[..., None] - values).sum(axis=-1)
-        if best_scale is None:
-            chosen, best_scale, best = integers, scale.copy(), error
-        else:
-            better = error < best
-            chosen[better], best_scale[better], best[better] = integers[better], scale[better], error[better]
-    return chosen, best_scale
+        scale = (largest / -middle * trial).astype(dtype)
+        steps = _round(values, scale, middle).astype(np.float32) - middle
+        error = np.square(steps * scale.astype(np.float32)[..., None] - values).sum(axis=-1)
+        better = error < least
+        best[better], least[better] = scale[better], error[better]
+    return best
 
 
 def _round(values, scale, middle):

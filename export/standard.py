@@ -70,7 +70,7 @@ def _blocks(scope, names, name, shape, bits, function, transpose):
     sizes = tuple(size[::-1] for size in sizes) if transpose else sizes
 
     def compute(*variables):
-        packed, scales = quantise(np.ascontiguousarray(function(*variables)), bits)
+        packed, scales = quantise(np.ascontiguousarray(function(*variables)), bits, moments=scope.moments(name))
         if bits == 4:
             packed = np.stack([packed & 15, packed >> 4], axis=-1)
         # As integers around 0, [outputs, inputs], without what filled the last block.

@@ -131,6 +131,10 @@ def export(
     ops: Annotated[
         Ops, typer.Option(help="standard: model.onnx alone, in ONNX's standard operators, for other runtimes.")
     ] = Ops.fused,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="TEXT_FILE", help="For int8 and int4: round for what the model computes on this text."),
+    ] = None,
     tokenizer: TokenizerPath = None,
     config: ConfigPath = None,
     n_vocab: VocabSize = None,
@@ -141,9 +145,10 @@ def export(
     """Export a checkpoint as an ONNX folder that decodes without TensorFlow or PyTorch."""
     started = time.perf_counter()
     checkpoint = _open(src, n_vocab, tokenizer=tokenizer, config=config, revision=revision, moe_policy=moe_policy)
+    text = calibrate and _read_text(calibrate)
     with byte_progress("exporting", checkpoint.nbytes) as progress:
         names = [one.value for one in precision or [Precision.fp32]]
-        options = {"target": target and target.value, "ops": ops.value, "force": force}
+        options = {"target": target and target.value, "ops": ops.value, "calibrate": text, "force": force}
         neo_tf.export_onnx(checkpoint, dst, names, **options, progress=progress)
     what = "ONNX in standard operators" if ops == Ops.standard else "ONNX"
     _written(checkpoint, dst, f"{what}, {', '.join(names)}", started)
