@@ -7,7 +7,7 @@ import numpy as np
 from neo_tf.cache_layout import cache_parts
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError, ConfigError, NeoTFError, ProviderError, one_line
-from neo_tf.onnx_folder import CONFIG_FILE, DECODER, PREFILL, find_precision, graph_files, read_precisions
+from neo_tf.onnx_folder import CONFIG_FILE, DATA_FILE, DECODER, PREFILL, find_precision, graph_files, read_precisions
 from runtime.kv_cache import KVCache
 from runtime.providers import choose, create_session, placement
 
@@ -46,7 +46,9 @@ class Session:
         dtype = self._check_graph(path)
         prompts = folder / files[self.precision, PREFILL]
         self._prompts = self._load(prompts, threads) if prompts.is_file() else None
-        self.cache = KVCache(self.config, slots, dtype, self.device, self.device_id)
+        size = slots * KVCache.bytes_per_slot(self.config, dtype, self.device)
+        small = size < (folder / DATA_FILE).stat().st_size / 2  # beside the weights
+        self.cache = KVCache(self.config, slots, dtype, self.device, self.device_id, large_pages=small)
         self._decoders = {}
 
     def _load(self, path, threads):
