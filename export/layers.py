@@ -248,8 +248,8 @@ def look_up(input_ids, scope, config):
         return inner.op("Gather", head_weight("wte", scope, config), input_ids)
     if scope.graph.precision.standard:
         return standard_look_up(input_ids, scope, config)
-    integers, scales = blocks(scope, ["wte"], "wte", config.n_vocab, config.n_embd, bits, lambda wte: wte)
     rows = padded_outputs(config.n_vocab, scope.graph.precision)
+    integers, scales = blocks(scope, ["wte"], "wte", config.n_vocab, config.n_embd, bits, lambda wte: wte, rows)
     view = scope.graph.add_view(f"{integers}/rows", np.uint8, (rows, config.n_embd * bits // 8), integers)
     settings = {"bits": bits, "block_size": block_size(config.n_embd, bits), "gather_axis": 0, "quantize_axis": 1}
     return inner.op("GatherBlockQuantized", view, input_ids, scales, domain=MICROSOFT, **settings)
@@ -278,7 +278,7 @@ def unembed(h, scope, config):
     if bits is not None and precision.standard:
         logits = standard_head(h, scope, name, config)
     elif bits is not None:
-        weight = blocks(scope, [name], name, config.n_vocab, config.n_embd, bits, lambda embedding: embedding)
+        weight = blocks(scope, [name], name, config.n_vocab, config.n_embd, bits, lambda embedding: embedding, rows)
         logits = block_matmul(h, head, weight, rows, config.n_embd, bits)
     elif precision.target == "cpu":
         shape = head.op("Concat", head.op("Shape", h, start=0, end=2), constant([config.n_vocab]), axis=0)

@@ -37,12 +37,12 @@ def block_matmul(x, place, weight, outputs, inputs, bits):
     )
 
 
-def blocks(scope, names, name, outputs, inputs, bits, function):
+def blocks(scope, names, name, outputs, inputs, bits, function, rows=None):
     """Initializers (integers, scales) of function(variables), float32 [outputs, inputs], quantised in blocks.
 
-    On CUDA with outputs padded to padded_outputs, with zeros.
+    rows: of them as they are stored, those beyond the outputs zeros; see padded_outputs.
     """
-    dtype, rows = scope.graph.precision.dtype, padded_outputs(outputs, scope.graph.precision)
+    dtype, rows = scope.graph.precision.dtype, rows or outputs
     block = block_size(inputs, bits)
     count, suffix = -(-inputs // block), "" if dtype == np.float32 else f"/{dtype.name}"
     shapes = (rows, count, block * bits // 8), (rows, count)

@@ -1,4 +1,4 @@
-"""Writing the model folder: two graphs, one data file, and the configs beside them."""
+"""Writing the model folder: the graphs, one data file, and the configs beside them."""
 
 import contextlib
 import json

@@ -42,8 +42,8 @@ class Deviation:
     """One comparison: the largest difference, where it is, and the means over all positions.
 
     Args:
-        graph: "decoder.onnx" or "model.onnx".
-        mode: "prefill" or "step by step".
+        graph: "decoder.onnx", "model.onnx" or "prefill.onnx".
+        mode: "prefill" or "step by step"; "first half" of prefill.onnx, whose own half has no logits.
         error: largest absolute difference of a logit.
         position: of the token whose logits they are; of a longer text, counted from its beginning.
         token_id: which logit.
@@ -118,6 +118,8 @@ def verify(src, onnx_dir, *, tokens=None, text=None, seed=0, precision=None, pro
     from runtime.session import Session
 
     checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src)
+    if find_precision(onnx_dir, precision)[0] == "bf16":
+        raise RequestError(f"{onnx_dir}: bf16 has no CPU kernels, and verify computes on the CPU: judge it on the GPU")
     portable, session = PortableSession(onnx_dir, precision), None
     runners = {MODEL: portable}
     if not is_standard(onnx_dir):
@@ -146,7 +148,7 @@ def verify(src, onnx_dir, *, tokens=None, text=None, seed=0, precision=None, pro
     if session and session.has_prompt_graph:
         rest = _Sums(f"{PREFILL}.onnx", "first half", text is not None)
         for ids, logits in zip(sequences, expected, strict=True):
-            half = len(ids) // 2
+            half = (len(ids) - 1) // 2  # of a text of two tokens, none: one must be left to be judged
             if half:
                 session.prefill(0, ids[:half], 0, keep=None)
             rest.compare(session.prefill(0, ids[half:], half, keep=0), logits[half:], ids, half)

@@ -277,8 +277,8 @@ def generate(
             raise RequestError("no prompt: give one after the model, or on standard input")
         prompt = sys.stdin.read().removesuffix("\n")
 
-    folder = resolve_model(model, tokenizer, revision, progress=_export_bar, moe_policy=moe_policy)
     chosen = precision and precision.value
+    folder = resolve_model(model, tokenizer, revision, _export_bar, moe_policy, chosen)
     generator = TextGenerationPipeline(folder, tokenizer, device, 1, threads, chosen)
     started, count = None, 0
 
@@ -328,11 +328,14 @@ def benchmark(
     asked = {name: text if text is None else _whole_numbers(name, text) for name, text in lists.items()}
     if plot_file:
         check_plot(plot_file)
+        if json_file == plot_file:
+            raise RequestError(f"{plot_file}: the plot would replace the JSON file")
     with contextlib.ExitStack() as files:
         json_out, plot_out = (file and files.enter_context(new_file(file)) for file in (json_file, plot_file))
-        folder = resolve_model(model, tokenizer, revision, progress=_export_bar, moe_policy=moe_policy)
+        chosen = precision and precision.value
+        folder = resolve_model(model, tokenizer, revision, _export_bar, moe_policy, chosen)
         asked |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds}
-        asked |= {"device": device, "threads": threads, "precision": precision and precision.value}
+        asked |= {"device": device, "threads": threads, "precision": chosen}
         settings = Settings.within(read_config(folder).n_ctx, **asked)
         with count_progress("measuring", settings.work) as progress:
             figures = benchmark(folder, settings, progress)

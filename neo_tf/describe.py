@@ -3,6 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from neo_tf.config import GPTNeoConfig
 from neo_tf.onnx_folder import DATA_FILE, DECODER_FILE, is_standard, read_precisions
 from neo_tf.options import OPTIONS
@@ -23,7 +25,8 @@ def describe(path):
         text = _text_of(folder / "tokenizer.json")
         weights = (folder / DATA_FILE).stat().st_size
         precisions, target = read_precisions(folder)
-        model = _model(config, ", ".join(precisions), weights)
+        cache = "fp32" if target == "cpu" else "bf16" if precisions[0] == "bf16" else "fp16"
+        model = _model(config, ", ".join(precisions), weights, cache)
         place = "other runtimes, in standard operators" if standard else target.upper()
         return {"format": f"ONNX folder for {place}", **model, "tokenizer": _tokenizer(text)}
     from neo_tf.checkpoints import open_checkpoint
@@ -36,10 +39,10 @@ def describe(path):
     return {"path": str(checkpoint.path), **rows, "tokenizer": _tokenizer(checkpoint.tokenizer)}
 
 
-def _model(config, precision, nbytes):
+def _model(config, precision, nbytes, cache="fp32"):
     from runtime.kv_cache import KVCache
 
-    kinds = Counter(config.attention_types)
+    kinds, dtype = Counter(config.attention_types), np.float32 if cache == "fp32" else np.float16  # bf16 is as wide
     layers = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     window = f", radius {config.local_attention_radius}" if kinds["local"] else ""
     ids = f"end-of-text {config.eos_token_id}" if config.eos_token_id is not None else "no end-of-text id"
@@ -52,7 +55,7 @@ def _model(config, precision, nbytes):
         "heads": f"{config.n_head} of size {config.head_size}",
         "context": f"{config.n_ctx} tokens",
         "vocabulary": f"{config.n_vocab} ({ids})",
-        "KV cache": f"{readable_bytes(KVCache.bytes_per_slot(config))} a sequence in fp32",
+        "KV cache": f"{readable_bytes(KVCache.bytes_per_slot(config, dtype))} a sequence in {cache}",
     }
 
 

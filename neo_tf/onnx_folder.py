@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from neo_tf.config import read_json
-from neo_tf.errors import RequestError
+from neo_tf.errors import ConfigError, RequestError
 
+FORMAT = 2  # changes with what the runtime asks of the graphs
 CONFIG_FILE = "config.json"
 DATA_FILE = "model.onnx_data"  # the weights of all graphs
 MODEL, DECODER, PREFILL = "model", "decoder", "prefill"  # for everyone; for our runtime; for its prompts
 DECODER_FILE = f"{DECODER}.onnx"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 OPS = ("fused", "standard")  # ONNX Runtime's own operators too, or those of the ONNX standard alone
 
 
@@ -22,9 +24,19 @@ def graph_files(precisions, kinds=(MODEL, DECODER, PREFILL)):
 
 
 def read_precisions(folder):
-    """(names of a folder's precisions, the target that it was exported for)."""
-    params = read_json(Path(folder) / CONFIG_FILE)
-    return list(params.get("precisions") or ["fp32"]), params.get("target", "cpu")
+    """(names of a folder's precisions, the target that it was exported for).
+
+    Raises:
+        ConfigError: config.json cannot be read, or says something else there.
+    """
+    path = Path(folder) / CONFIG_FILE
+    params = read_json(path)
+    precisions, target = params.get("precisions", ["fp32"]), params.get("target", "cpu")
+    if not isinstance(precisions, list) or not precisions or not set(map(str, precisions)) <= set(PRECISIONS):
+        raise ConfigError(f"{path}: precisions must be a list of {', '.join(PRECISIONS)}, not {precisions!r}")
+    if target not in ("cpu", "cuda"):
+        raise ConfigError(f"{path}: target must be cpu or cuda, not {target!r}")
+    return precisions, target
 
 
 def find_precision(folder, precision=None):

@@ -224,6 +224,8 @@ class Engine:
 
     def _prefill_chunk(self, running):
         prompt = running.request.prompt
+        if running.cached == 0:
+            running.stopping.begin()
         chunk = prompt[running.cached : running.cached + PREFILL_CHUNK]
         last = running.cached + len(chunk) == len(prompt)
         wanted = running.request.prompt_logprobs is not None

@@ -8,16 +8,17 @@ from pathlib import Path
 import neo_tf
 from neo_tf.errors import CheckpointError, OutputError
 from neo_tf.hub import download, is_hub_id
-from neo_tf.onnx_folder import DECODER_FILE, is_standard
+from neo_tf.onnx_folder import DECODER_FILE, FORMAT, is_standard
 
 
-def resolve_model(model, tokenizer=None, revision=None, progress=None, moe_policy=None):
+def resolve_model(model, tokenizer=None, revision=None, progress=None, moe_policy=None, precision=None):
     """The ONNX folder that a MODEL means.
 
     Args:
         model: an ONNX folder; a checkpoint folder or `model.ckpt-N` prefix, which is exported into the cache unless
             it is there already; or a hub id, which is downloaded first.
         tokenizer, revision, moe_policy: see neo_tf.open_checkpoint.
+        precision: that a checkpoint is exported in, fp32 by default; an ONNX folder's own are chosen from later.
         progress: a function from the bytes to be written to a context manager of a callback for export_onnx.
 
     Returns:
@@ -39,7 +40,7 @@ def resolve_model(model, tokenizer=None, revision=None, progress=None, moe_polic
         path = download(str(model), revision)
         if (path / DECODER_FILE).is_file():
             return path
-    return _exported(path, tokenizer, progress, moe_policy)
+    return _exported(path, tokenizer, progress, moe_policy, precision or "fp32")
 
 
 def cache_folder():
@@ -51,8 +52,8 @@ def cache_folder():
     return user_cache_path("neo-tf")
 
 
-def _exported(path, tokenizer, progress, moe_policy):
-    folder = cache_folder() / f"{path.resolve().name}-{_fingerprint(path, tokenizer, moe_policy)}"
+def _exported(path, tokenizer, progress, moe_policy, precision):
+    folder = cache_folder() / f"{path.resolve().name}-{_fingerprint(path, tokenizer, moe_policy, precision)}"
     if not (folder / DECODER_FILE).is_file():
         # Imported here: a machine that runs an exported folder never needs onnx.
         from export import export_onnx
@@ -61,18 +62,18 @@ def _exported(path, tokenizer, progress, moe_policy):
         checkpoint = open_checkpoint(path, tokenizer, moe_policy=moe_policy)
         with progress(checkpoint.nbytes) if progress else contextlib.nullcontext() as callback:
             try:
-                export_onnx(checkpoint, folder, progress=callback)
+                export_onnx(checkpoint, folder, precision, progress=callback)
             except OutputError:
                 if not (folder / DECODER_FILE).is_file():  # else another process made the same folder meanwhile
                     raise
     return folder
 
 
-def _fingerprint(path, tokenizer, moe_policy):
-    """Changes with the checkpoint's files (names, sizes, times), the tokenizer's, and neo-tf's version."""
+def _fingerprint(path, tokenizer, moe_policy, precision):
+    """Changes with the checkpoint's files (names, sizes, times), the tokenizer's, and neo-tf's version and format."""
     path = path.resolve()
     files = path.iterdir() if path.is_dir() else path.parent.glob("*")
-    seen = [neo_tf.__version__, str(path), str(tokenizer), str(moe_policy)]
+    seen = [neo_tf.__version__, str(FORMAT), precision, str(path), str(tokenizer), str(moe_policy)]
     if tokenizer:
         seen.append(_stamp(Path(tokenizer)))
     seen += sorted(f"{file.name} {_stamp(file)}" for file in files if file.is_file())

@@ -37,7 +37,7 @@ def pipeline(
         device: None (what the model was exported for), "cpu", "cuda", "cuda:N", or transformers' -1, 0, 1, ...
         batch_size: sequences that are decoded together.
         threads: CPU threads; ONNX Runtime's choice where None.
-        precision: one of an ONNX folder's; its first where None.
+        precision: one of an ONNX folder's, its first where None; or what a checkpoint is exported in, fp32 where None.
 
     Returns:
         A TextGenerationPipeline.
@@ -57,7 +57,7 @@ def pipeline(
         raise RequestError("no model given: name a folder or a hub id")
     if batch_size < 1:
         raise RequestError(f"batch_size must be at least 1, not {batch_size}")
-    folder = resolve_model(model, tokenizer, revision, moe_policy=moe_policy)
+    folder = resolve_model(model, tokenizer, revision, moe_policy=moe_policy, precision=precision)
     return TextGenerationPipeline(folder, tokenizer, device, batch_size, threads, precision)
 
 

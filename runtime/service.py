@@ -1,6 +1,7 @@
 """The engine in a thread of its own: requests come from any thread or coroutine, at any time."""
 
 import asyncio
+import atexit
 import threading
 from concurrent.futures import Future
 
@@ -26,6 +27,8 @@ class Service:
         self._closing, self._dead = False, None
         self._thread = threading.Thread(target=self._run, name="neo-tf engine", daemon=True)
         self._thread.start()
+        # A process must not end in the middle of a step.
+        atexit.register(self.close)
 
     def submit(self, request):
         """Queues a request.
@@ -109,6 +112,7 @@ class Service:
                 self._engine.cancel(request)
             self._changed.notify()
         self._thread.join()
+        atexit.unregister(self.close)
 
     def __enter__(self):
         return self
@@ -127,12 +131,18 @@ class Service:
                     return
             try:
                 for request in submitted:
-                    self._engine.submit(request)
+                    self._admit(request)
                 busy = self._engine.step()
             except BaseException as error:  # the engine itself is broken: nobody may wait for it
                 self._die(f"the engine stopped: {type(error).__name__}: {one_line(error)}")
                 return
             self._tell()
+
+    def _admit(self, request):
+        try:
+            self._engine.submit(request)
+        except RequestError as error:  # changed since it was checked
+            request.error, request.finish_reason = error, "error"
 
     def _tell(self):
         """Ends the futures of requests that have ended."""

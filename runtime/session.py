@@ -43,19 +43,25 @@ class Session:
         if not path.is_file():
             raise CheckpointError(f"{folder}: not an ONNX folder: it has no {path.name}")
         self._session = self._load(path, threads)
-        dtype = self._check_graph(path)
+        wanted = {"logits": [self.config.n_vocab]}
+        dtype = self._check_graph(path, self._session, {*_INPUTS, "logits_start"}, wanted)
         prompts = folder / files[self.precision, PREFILL]
         self._prompts = self._load(prompts, threads) if prompts.is_file() else None
+        if self._prompts:
+            self._check_graph(prompts, self._prompts, set(_INPUTS), {})
         size = slots * KVCache.bytes_per_slot(self.config, dtype, self.device)
         small = size < (folder / DATA_FILE).stat().st_size / 2  # beside the weights
         self.cache = KVCache(self.config, slots, dtype, self.device, self.device_id, large_pages=small)
         self._decoders = {}
+        self._logits = np.empty((slots, 1, self.config.n_vocab), np.float32)  # of every decode step, row by row
 
     def _load(self, path, threads):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised; the log would only say them twice
+        # On processors without VNNI, products of uint8 and int8 would overflow 16 bits.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         if threads:
             options.intra_op_num_threads = threads
         try:
@@ -65,21 +71,20 @@ class Session:
         except Exception as error:  # onnxruntime's errors have no common base
             raise CheckpointError(f"{path}: cannot be loaded: {one_line(error)}") from None
 
-    def _check_graph(self, path):
+    def _check_graph(self, path, session, names, wanted):
         """The buffers are cut to the config: the graph must agree before it reads and writes them.
 
         Returns:
             The numpy dtype of keys and values.
         """
-        inputs = self._session.get_inputs()
-        missing = {*_INPUTS, "logits_start"} - {value.name for value in inputs}
+        inputs = session.get_inputs()
+        missing = names - {value.name for value in inputs}
         if missing:
             raise CheckpointError(
                 f"{path}: has no input {', '.join(sorted(missing))}: export it again with this neo-tf"
             )
-        shapes = {value.name: value.shape for value in (*inputs, *self._session.get_outputs())}
-        wanted = {"logits": [self.config.n_vocab]}
-        wanted |= {part.past: [part.heads, part.columns] for part in cache_parts(self.config)}
+        shapes = {value.name: value.shape for value in (*inputs, *session.get_outputs())}
+        wanted = wanted | {part.past: [part.heads, part.columns] for part in cache_parts(self.config)}
         found = {name: [size for size in shape[1:] if isinstance(size, int)] for name, shape in shapes.items()}
         caches = {name for name in shapes if name.startswith("past_key_values.")}
         for name in sorted({*wanted, *caches}):
@@ -140,25 +145,28 @@ class Session:
             past: int [rows]; tokens that each row holds. An idle row's 0 overwrites its first position.
 
         Returns:
-            float32 [rows, n_vocab]; the buffer is used again by the next call for the same rows.
+            float32 [rows, n_vocab]; the rows' buffer is used again by the next call.
         """
         rows = len(token_ids)
         if (first, rows) not in self._decoders:
-            self._decoders[first, rows] = self._step(self._session, first, rows, 1, 1)
+            logits = self._logits[first : first + rows]
+            self._decoders[first, rows] = self._step(self._session, first, rows, 1, 1, logits)
         step = self._decoders[first, rows]
         step.run(np.reshape(token_ids, (rows, 1)), past)
         return step.logits[:, 0]
 
-    def _step(self, session, slot, rows, tokens, keep):
-        step = _Step(session, rows, tokens, keep, self.config.n_vocab)
+    def _step(self, session, slot, rows, tokens, keep, logits=None):
+        if logits is None and keep is not None:
+            logits = np.empty((rows, keep, self.config.n_vocab), np.float32)
+        step = _Step(session, rows, tokens, logits)
         self.cache.bind(step.binding, slot, rows)
         return step
 
 
 class _Step:
-    """The bound buffers of one shape of run: [rows, tokens] in, [rows, keep] logits out, or none with keep None."""
+    """The bound buffers of one shape of run: [rows, tokens] in, logits [rows, keep, n_vocab] out, or None of them."""
 
-    def __init__(self, session, rows, tokens, keep, n_vocab):
+    def __init__(self, session, rows, tokens, logits):
         self._session, self.binding = session, session.io_binding()
         self._tokens = np.arange(tokens)
         self.input_ids = np.zeros((rows, tokens), np.int64)
@@ -166,9 +174,9 @@ class _Step:
         self.seqlens_k = np.zeros(rows, np.int32)
         self.total_sequence_length = np.zeros((), np.int32)
         inputs = list(_INPUTS)
-        if keep is not None:
+        if logits is not None:
+            self.logits, keep = logits, logits.shape[1]
             self.logits_start = np.array([tokens - keep], np.int64)
-            self.logits = np.empty((rows, keep, n_vocab), np.float32)
             self.next_tokens = np.empty((rows, keep), np.int64)
             inputs.append("logits_start")
             for name in ("logits", "next_tokens"):

@@ -10,18 +10,22 @@ class Stopping:
     and sets the request's tokens, text and finish_reason.
 
     Args:
-        request: a runtime.engine.Request, which begins now.
+        request: a runtime.engine.Request; its time runs from begin on.
         n_ctx: of the model.
     """
 
     def __init__(self, request, n_ctx):
-        self._request, self._begin = request, time.perf_counter()
+        self._request, self._begin = request, None
         room = n_ctx - len(request.prompt)
         self._limit = room if request.max_new_tokens is None else min(room, request.max_new_tokens)
         self._stream = None
         if request.tokenizer:
             strings, include = request.stop_strings, request.include_stop_str_in_output
             self._stream = request.tokenizer.stream(request.prompt, strings, include)
+
+    def begin(self):
+        """The request's time runs from here."""
+        self._begin = time.perf_counter()
 
     def __call__(self, token):
         """The text that is final with this token."""

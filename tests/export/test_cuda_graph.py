@@ -162,3 +162,17 @@ def test_the_session_places_every_node_on_the_gpu(precision, tmp_path):
     placed = Session(tmp_path / "onnx", device="cuda").placement
     assert placed.keys() == {"CUDAExecutionProvider"}
     assert len(placed["CUDAExecutionProvider"]) > 20
+
+
+@pytest.mark.parametrize("width", [20, 36])
+def test_only_the_head_is_padded(width, tmp_path):
+    """Layers whose widths are no multiple of 8 keep their own."""
+    config = json.loads((GOLDEN / "tiny-global" / "config.json").read_text()) | {"n_embd": width}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = random_checkpoint(tmp_path / "config.json")
+    for precision in ("int8", "int4"):
+        neo_tf.export_onnx(checkpoint, tmp_path / precision, precision, target="cuda")
+        found = Session(tmp_path / precision, device="cpu").prefill(0, [1, 2, 3], 0, keep=0)
+        neo_tf.export_onnx(checkpoint, tmp_path / f"{precision}-cpu", precision)
+        expected = Session(tmp_path / f"{precision}-cpu", device="cpu").prefill(0, [1, 2, 3], 0, keep=0)
+        np.testing.assert_allclose(found, expected, atol=0.05)

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import subprocess
+import sys
 import threading
 import time
 
@@ -197,3 +199,26 @@ def test_a_request_is_queued_once(service):
     with pytest.raises(RequestError):
         running.submit(request)
     assert future.result(WAIT) is request
+
+
+def test_a_request_that_was_changed_after_its_check_fails_alone(service):
+    running = service(slots=1)
+    other = running.submit(Request([5], max_new_tokens=100))
+    changed = Request([5], max_new_tokens=5)
+    future = running.submit(changed)
+    changed.max_new_tokens = 0
+    with pytest.raises(RequestError):
+        future.result(WAIT)
+    assert len(other.result(WAIT).tokens) == 100
+
+
+def test_a_process_may_end_while_the_service_is_busy(exported):
+    code = (
+        "import sys, time; from runtime.engine import Engine, Request; from runtime.service import Service;"
+        "from runtime.session import Session; service = Service(Engine(Session(sys.argv[1])));"
+        "service.submit(Request([5], max_new_tokens=None)); time.sleep(0.02)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(exported(GOLDEN / "tiny-global-local"))], capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, TOLERANCE
 
+import neo_tf
+from neo_tf.describe import describe
 from neo_tf.errors import CheckpointError, ConfigError
 from runtime.session import Session
 
@@ -166,3 +168,26 @@ def test_a_config_that_contradicts_the_graph_is_refused(damaged, change):
     (damaged / "config.json").write_text(json.dumps(params | change))
     with pytest.raises((CheckpointError, ConfigError)):
         Session(damaged, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "change", [{"precisions": 5}, {"precisions": "int8"}, {"precisions": []}, {"precisions": ["fp8"]}, {"target": 5}]
+)
+def test_a_config_that_was_edited_wrongly_is_one_line(exported, tmp_path, change):
+    folder = shutil.copytree(exported(GOLDEN / "tiny-global"), tmp_path / "onnx")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    for use in (Session, describe):
+        with pytest.raises(ConfigError, match=f"config.json: {next(iter(change))} must be"):
+            use(folder)
+
+
+def test_a_prompt_graph_of_another_model_is_refused(exported, tmp_path):
+    neo_tf.export_onnx(GOLDEN / "tiny-global", tmp_path / "int8", "int8")
+    neo_tf.export_onnx(GOLDEN / "vocab-padded", tmp_path / "other", "int8")
+    (tmp_path / "int8" / "prefill.onnx").unlink()
+    assert not Session(tmp_path / "int8").has_prompt_graph  # it can be left out
+    shutil.copy(tmp_path / "other" / "decoder.onnx", tmp_path / "other" / "prefill.onnx")
+    (tmp_path / "other" / "prefill.onnx").write_bytes(b"none")
+    with pytest.raises(CheckpointError, match=r"prefill\.onnx: cannot be loaded"):
+        Session(tmp_path / "other")
