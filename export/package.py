@@ -7,7 +7,7 @@ from dataclasses import replace
 from export.builder import WeightFile
 from export.calibrate import Calibration
 from export.graph import build_decoder, build_model, build_prefill
-from export.precision import precision_for
+from export.precision import TARGETS, precision_for
 from neo_tf.cache_layout import padded_head_size
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
 from neo_tf.checkpoints.huggingface import CONFIG_FILE, write_tokenizer
@@ -90,10 +90,13 @@ def _precisions(names, target, ops):
         raise RequestError(f"unknown ops {ops!r} (known: {', '.join(OPS)})")
     names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
     found = {name: precision_for(name, target) for name in names}
-    if len({precision.target for precision in found.values()}) != 1:
-        raise RequestError(f"{', '.join(found) or 'no precision'}: a folder is for one target: name it, cpu or cuda")
-    if ops == "fused":
-        return found
+    targets = sorted({precision.target for precision in found.values()})
+    if len(targets) != 1:
+        together = " and ".join(names)
+        common = [target for target in ("cpu", "cuda") if all(target in TARGETS[name] for name in names)]
+        hint = f"name the target {common[0]}" if common else "no target runs them together"
+        raise RequestError(f"{together or 'no precision'}: a folder is for one target: {hint}")
+    return found
     if any(precision.target != "cpu" for precision in found.values()):
         raise RequestError(f"ops standard is for target cpu: {', '.join(names)} in operators that are made for cuda")
     return {name: replace(precision, standard=True) for name, precision in found.items()}

@@ -162,7 +162,8 @@ def verify(
         int | None, typer.Option(help="How many; past the window by default, or of a text its first n_ctx.", min=1)
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(help="A text file to compare on; adds its perplexity. Else random tokens.")
+        Path | None,
+        typer.Option(help="A text of the model's kind to compare on; adds its perplexity. Else random tokens."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random tokens.", min=0)] = 0,
     precision: Annotated[Precision | None, typer.Option(help="One of the folder's; its first by default.")] = None,
@@ -183,7 +184,8 @@ def verify(
         console.print("note: compared with room for every position in its experts, as a decoder must give it")
     table = summary_table("graph", "run", "error", "at", "cosine", "top-1", *["perplexity"] * bool(text))
     for found in deviations:
-        row = [found.graph, found.mode, f"{found.error:.2e}", f"{found.position}:{found.token_id}"]
+        graph, run = found.graph.removesuffix(".onnx"), found.mode.replace("step by step", "steps")
+        row = [graph, run, f"{found.error:.1e}", f"{found.position}:{found.token_id}"]
         row += [f"{found.cosine:.6f}", f"{found.agreement:.1%}"]
         if text:
             row.append(f"{found.perplexity:.2f} {found.perplexity_change:+.2%}")
@@ -445,7 +447,10 @@ def main():
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
         else:
-            print(f"error: {' '.join(error.format_message().split())} (see --help)", file=sys.stderr)
+            print(
+                f"error: {' '.join(error.format_message().split()).replace('Value error, ', '')} (see --help)",
+                file=sys.stderr,
+            )
         raise SystemExit(2) from None
     raise SystemExit(status if isinstance(status, int) else 0)
 

@@ -69,6 +69,13 @@ def _read_together(data, way):
     return _PASSES * data.nbytes / (time.perf_counter() - start)
 
 
+def exact_int8():
+    """Whether sums of products of uint8 and int8 are exact here: x86 without VNNI cuts them off at 16 bits."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return any({"avx512_vnni", "avx_vnni"} & set(processor.get("flags", "").split()) for processor in _processors())
+
+
 def peak_memory(process="self"):
     """The largest resident memory of a process so far in bytes, mapped files included; None where nobody tells.
 

@@ -36,13 +36,13 @@ def choose(device, target):
     name, index = normalise_device(device)
     if "cuda" not in (name, target) or name == "cpu":
         return "cpu", 0
-    why = "CUDA was asked for" if name else "the folder was exported for CUDA (device cpu would run it, slowly)"
+    why = "CUDA was asked for" if name else "the folder was exported for CUDA"
     if PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
         raise ProviderError(f"{why}, but this onnxruntime has no CUDA provider: install onnxruntime-gpu")
     if target != "cuda":
         raise ProviderError(f"{why}, but the folder was exported for the CPU: export it with --target cuda")
     if name is None and not _has_gpu():
-        raise ProviderError(f"{why}, and no GPU is here: export it with --target cpu")
+        raise ProviderError(f"{why}, and no GPU is here: export it for the CPU, in fp32, int8 or int4")
     return "cuda", index
 
 

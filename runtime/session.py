@@ -9,6 +9,7 @@ from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError, ConfigError, NeoTFError, ProviderError, one_line
 from neo_tf.onnx_folder import CONFIG_FILE, DATA_FILE, DECODER, PREFILL, find_precision, graph_files, read_precisions
 from runtime.kv_cache import KVCache
+from runtime.machine import exact_int8
 from runtime.providers import choose, create_session, placement
 
 _INPUTS = ("input_ids", "position_ids", "seqlens_k", "total_sequence_length")
@@ -41,13 +42,14 @@ class Session:
         files = graph_files(read_precisions(folder)[0])
         path = folder / files[self.precision, DECODER]
         if not path.is_file():
-            raise CheckpointError(f"{folder}: not an ONNX folder: it has no {path.name}")
+            raise CheckpointError(f"{folder}: an ONNX folder of neo-tf has a {path.name}, and this one has none")
         self._session = self._load(path, threads)
         wanted = {"logits": [self.config.n_vocab]}
         dtype = self._check_graph(path, self._session, {*_INPUTS, "logits_start"}, wanted)
         prompts = folder / files[self.precision, PREFILL]
-        self._prompts = self._load(prompts, threads) if prompts.is_file() else None
-        if self._prompts:
+        self._prompts = None
+        if prompts.is_file() and exact_int8():
+            self._prompts = self._load(prompts, threads)
             self._check_graph(prompts, self._prompts, set(_INPUTS), {})
         size = slots * KVCache.bytes_per_slot(self.config, dtype, self.device)
         small = size < (folder / DATA_FILE).stat().st_size / 2  # beside the weights
@@ -60,8 +62,6 @@ class Session:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised; the log would only say them twice
-        # On processors without VNNI, products of uint8 and int8 would overflow 16 bits.
-        options.add_session_config_entry("session.x64quantprecision", "1")
         if threads:
             options.intra_op_num_threads = threads
         try:

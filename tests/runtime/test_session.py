@@ -191,3 +191,17 @@ def test_a_prompt_graph_of_another_model_is_refused(exported, tmp_path):
     (tmp_path / "other" / "prefill.onnx").write_bytes(b"none")
     with pytest.raises(CheckpointError, match=r"prefill\.onnx: cannot be loaded"):
         Session(tmp_path / "other")
+
+
+def test_where_int8_sums_are_cut_off_prompts_go_through_the_decoder(tmp_path, monkeypatch):
+    neo_tf.export_onnx(GOLDEN / "tiny-global", tmp_path / "onnx", "int8")
+    ids = np.arange(40)
+    with_graph = Session(tmp_path / "onnx")
+    monkeypatch.setattr("runtime.machine._processors", lambda: [{"flags": "avx2 avx512bw"}])
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    without = Session(tmp_path / "onnx")
+    assert not without.has_prompt_graph
+    every = without.prefill(0, ids, 0, keep=0)[-1]
+    np.testing.assert_array_equal(without.prefill(0, ids, 0)[0], every)
+    if with_graph.has_prompt_graph:
+        assert not np.array_equal(with_graph.prefill(0, ids, 0)[0], every)
