@@ -32,8 +32,8 @@ class Limits:
 LIMITS = {
     "fp16": Limits(0.9999, 0.98, 0.005),
     "bf16": Limits(0.999, 0.94, 0.005),
-    "int8": Limits(0.999, 0.92, 0.01),
-    "int4": Limits(0.99, 0.75, 0.05),
+    "int8": Limits(0.999, 0.88, 0.01),
+    "int4": Limits(0.99, 0.65, 0.05),
 }
 
 

@@ -167,7 +167,7 @@ def run_cli(monkeypatch, capsys, *arguments):
 def test_the_command_passes_a_right_export(monkeypatch, capsys, exported):
     code, out, err = run_cli(monkeypatch, capsys, "verify", LOCAL, exported(LOCAL), "--tokens", 30)
     assert code == 0
-    assert "decoder.onnx" in out + err and "step by step" in out + err
+    assert "decoder" in out and "steps" in out
 
 
 def test_the_command_fails_a_wrong_export(monkeypatch, capsys, sabotaged):
@@ -233,7 +233,7 @@ def test_a_text_adds_perplexity_and_goes_on_past_the_context(demo_folder, monkey
     [
         ({"cosine": 0.998}, "cosine 0.99800 is below 0.999"),
         ({"cosine": float("nan")}, "cosine nan"),
-        ({"agreement": 0.9}, "top-1 agreement is 90.0%, below 92%"),
+        ({"agreement": 0.8}, "top-1 agreement is 80.0%, below 88%"),
         ({"perplexity": 10.2}, r"perplexity is \+2.00% off, the limit for int8 is \+1.0%"),
         ({"perplexity": float("nan")}, "perplexity is"),
     ],

@@ -67,7 +67,7 @@ def test_export_and_verify(run, tmp_path):
     assert err.startswith(f"{tmp_path / 'onnx'}: ONNX, fp32, 1.5 million parameters")
     out, err = run("verify", TINY_PYTHON, tmp_path / "onnx", "--tokens", 280)
     assert err.startswith("280 tokens") and "is within 1e-04" in err
-    assert out.count("step by step") == out.count("prefill") == 2
+    assert out.count("steps") == out.count("prefill") == 2
 
 
 def test_verify_fails_where_the_weights_differ(tmp_path, capfd):
