@@ -98,3 +98,15 @@ def exported(tmp_path_factory):
 def demo_folder(exported):
     """The demo model as an ONNX folder."""
     return exported(TINY_PYTHON)
+
+
+def run_cli(monkeypatch, capsys, *arguments):
+    """(exit status, standard output, standard error) of the command, in this process."""
+    from neo_tf.cli import main
+
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("sys.argv", ["neo-tf", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    captured = capsys.readouterr()
+    return end.value.code, captured.out, captured.err

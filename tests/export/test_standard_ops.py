@@ -7,14 +7,13 @@ import onnx
 import pytest
 import torch
 import transformers
-from conftest import DECODABLE, GOLDEN, PADDING, TINY_PYTHON, TOLERANCE, Reference
+from conftest import DECODABLE, GOLDEN, PADDING, TINY_PYTHON, TOLERANCE, Reference, run_cli
 from onnx.reference import ReferenceEvaluator
 
 import neo_tf
 from export.precision import quantise
 from export.verify import LIMITS
 from neo_tf.cache_layout import cache_parts
-from neo_tf.cli import main
 from neo_tf.errors import CheckpointError, RequestError
 from runtime.models import resolve_model
 
@@ -192,15 +191,6 @@ def test_what_is_made_for_cuda_is_refused(tmp_path, options):
     with pytest.raises(RequestError, match=r"unknown ops 'all' \(known: fused, standard\)"):
         neo_tf.export_onnx(GOLDEN / "rotary", tmp_path / "onnx", ops="all")
     assert not (tmp_path / "onnx").exists()
-
-
-def run_cli(monkeypatch, capsys, *arguments):
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr("sys.argv", ["neo-tf", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    captured = capsys.readouterr()
-    return end.value.code, captured.out, captured.err
 
 
 def test_the_commands(monkeypatch, capsys, tmp_path):

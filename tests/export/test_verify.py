@@ -8,11 +8,10 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from conftest import GOLDEN, TINY_PYTHON
+from conftest import GOLDEN, TINY_PYTHON, run_cli
 
 import neo_tf
 from export.verify import TOLERANCE, Deviation, default_tokens, verify, verify_work
-from neo_tf.cli import main
 from neo_tf.errors import ConfigError, RequestError
 from runtime.session import Session
 from runtime.tokenizer import Tokenizer
@@ -155,17 +154,8 @@ def test_the_default_length_goes_past_the_window(kinds, radius, n_ctx, tokens):
     assert default_tokens(config) == tokens
 
 
-def run_cli(monkeypatch, capsys, *arguments):
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr("sys.argv", ["neo-tf", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    captured = capsys.readouterr()
-    return end.value.code, captured.out, captured.err
-
-
 def test_the_command_passes_a_right_export(monkeypatch, capsys, exported):
-    code, out, err = run_cli(monkeypatch, capsys, "verify", LOCAL, exported(LOCAL), "--tokens", 30)
+    code, out, _ = run_cli(monkeypatch, capsys, "verify", LOCAL, exported(LOCAL), "--tokens", 30)
     assert code == 0
     assert "decoder" in out and "steps" in out
 
