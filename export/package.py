@@ -96,7 +96,8 @@ def _precisions(names, target, ops):
         common = [target for target in ("cpu", "cuda") if all(target in TARGETS[name] for name in names)]
         hint = f"name the target {common[0]}" if common else "no target runs them together"
         raise RequestError(f"{together or 'no precision'}: a folder is for one target: {hint}")
-    return found
+    if ops == "fused":
+        return found
     if any(precision.target != "cpu" for precision in found.values()):
         raise RequestError(f"ops standard is for target cpu: {', '.join(names)} in operators that are made for cuda")
     return {name: replace(precision, standard=True) for name, precision in found.items()}

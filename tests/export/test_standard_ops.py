@@ -198,7 +198,7 @@ def test_the_commands(monkeypatch, capsys, tmp_path):
     code, _, err = run_cli(monkeypatch, capsys, "export", TINY_PYTHON, folder, "--ops", "standard")
     assert code == 0 and "standard operators" in err
     code, out, _ = run_cli(monkeypatch, capsys, "verify", TINY_PYTHON, folder, "--tokens", 20)
-    assert code == 0 and "model.onnx" in out and "decoder.onnx" not in out
+    assert code == 0 and "model " in out and "decoder" not in out
     code, out, _ = run_cli(monkeypatch, capsys, "info", folder)
     assert code == 0 and "other runtimes, in standard operators" in out
     code, out, err = run_cli(monkeypatch, capsys, "generate", folder, "def")
