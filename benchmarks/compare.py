@@ -24,7 +24,7 @@ import numpy as np
 from export.traffic import bytes_per_token
 from neo_tf.console import count_progress, results, summary_table
 from neo_tf.errors import NeoTFError
-from neo_tf.onnx_folder import DECODER, graph_files, read_precisions
+from neo_tf.onnx_folder import DECODER, graph_path
 from neo_tf.output import new_file, readable_bytes
 from runtime.machine import describe_machine, memory_bandwidth, peak_memory, physical_cores
 
@@ -244,8 +244,7 @@ def _figures(system, ours, speed):
     figures["seconds"] = {name: statistics.median(times) for name, times in system.times.items()}
     figures["samples"] = system.times
     if system in ours:
-        files = graph_files(read_precisions(system.folder)[0])
-        read = bytes_per_token(Path(system.folder) / files[system.precision, DECODER])
+        read = bytes_per_token(graph_path(system.folder, system.precision, DECODER))
         figures["bytes_per_token"] = read
         if "decode" in system.times:  # the prompt's time is in it
             figures["share_of_floor"] = read / speed / (figures["seconds"]["decode"] / TASKS["decode"].count)

@@ -222,8 +222,9 @@ class Scope:
         """
         dtype = np.dtype(dtype or self.graph.precision.dtype)
         path = f"gpt2{self.variables}/{name}"
-        full = path if dtype == np.float32 else f"{path}/{dtype.name}"
-        return self.graph.add_weight(full, dtype, shape, lambda: cast(function(*self.read(variables)), dtype, path))
+        return self.graph.add_weight(
+            typed(path, dtype), dtype, shape, lambda: cast(function(*self.read(variables)), dtype, path)
+        )
 
     def derived_pair(self, name, dtypes, shapes, function, *variables):
         """As derived, for a function that returns two arrays: initializers {name} and {name}/scales."""
@@ -253,6 +254,11 @@ class Scope:
     def read(self, variables):
         """The values of some variables of this scope, one by one, float32."""
         return (self.tensor(variable).read().astype(np.float32, copy=False) for variable in variables)
+
+
+def typed(name, dtype):
+    """The name of a tensor in a type: float32 has the plain one."""
+    return name if dtype == np.float32 else f"{name}/{dtype.name}"
 
 
 def _onnx_type(dtype):

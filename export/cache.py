@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from export.builder import typed
 from neo_tf.cache_layout import cache_parts, padded_head_size
 from neo_tf.rotary import rotary_tables
 
@@ -93,13 +94,12 @@ class Cache:
         """Names of the cosines and sines, [n_ctx, head / 2] each."""
         config, dtype = self.config, self.graph.precision.dtype
         shape = (config.n_ctx, config.head_size // 2)
-        suffix = "" if dtype == np.float32 else f"/{dtype.name}"
 
         def table(index):
             return rotary_tables(config)[index].astype(dtype)
 
         return [
-            self.graph.add_weight(f"rotary/{name}{suffix}", dtype, shape, lambda index=index: table(index))
+            self.graph.add_weight(typed(f"rotary/{name}", dtype), dtype, shape, lambda index=index: table(index))
             for index, name in enumerate(("cos", "sin"))
         ]
 

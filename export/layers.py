@@ -4,7 +4,7 @@ import numpy as np
 
 from export.activations import activation
 from export.builder import MICROSOFT
-from export.matmul import block_matmul, blocks, matmul, padded_outputs
+from export.matmul import block_matmul, blocks, matmul, padded, padded_outputs
 from export.precision import block_size
 from export.standard import standard_head, standard_look_up, standard_rotary
 
@@ -244,22 +244,21 @@ def embed(input_ids, position_ids, scope, config):
 def look_up(input_ids, scope, config):
     """Rows of the token embedding: int64 [batch, seq] -> [batch, seq, embd]; it is the head's tensor."""
     bits, inner = scope.graph.precision.ends, scope["wte"]
-    if bits is None or config.n_embd % block_size(config.n_embd, bits):
+    if bits is None or config.n_embd % block_size(config.n_embd):
         return inner.op("Gather", head_weight("wte", scope, config), input_ids)
     if scope.graph.precision.standard:
         return standard_look_up(input_ids, scope, config)
     rows = padded_outputs(config.n_vocab, scope.graph.precision)
     integers, scales = blocks(scope, ["wte"], "wte", config.n_vocab, config.n_embd, bits, lambda wte: wte, rows)
     view = scope.graph.add_view(f"{integers}/rows", np.uint8, (rows, config.n_embd * bits // 8), integers)
-    settings = {"bits": bits, "block_size": block_size(config.n_embd, bits), "gather_axis": 0, "quantize_axis": 1}
+    settings = {"bits": bits, "block_size": block_size(config.n_embd), "gather_axis": 0, "quantize_axis": 1}
     return inner.op("GatherBlockQuantized", view, input_ids, scales, domain=MICROSOFT, **settings)
 
 
 def head_weight(name, scope, config):
     """An embedding as the head's product takes it: [n_vocab, embd], on CUDA padded with rows of zeros."""
     rows = padded_outputs(config.n_vocab, scope.graph.precision)
-    pads = ((0, rows - config.n_vocab), (0, 0))
-    return scope.derived(name, (rows, config.n_embd), lambda wte: np.pad(wte, pads) if pads[0][1] else wte, name)
+    return scope.derived(name, (rows, config.n_embd), lambda wte: padded(wte, rows), name)
 
 
 def unembed(h, scope, config):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from export.builder import MICROSOFT
+from export.builder import MICROSOFT, typed
 from export.precision import block_size, quantise, quantise_columns
 from export.standard import standard_matmul
 
@@ -32,7 +32,7 @@ def block_matmul(x, place, weight, outputs, inputs, bits):
         K=inputs,
         N=outputs,
         bits=bits,
-        block_size=block_size(inputs, bits),
+        block_size=block_size(inputs),
         accuracy_level=4,  # products in int8: float32 ones take ten times as long on a CPU
     )
 
@@ -43,21 +43,24 @@ def blocks(scope, names, name, outputs, inputs, bits, function, rows=None):
     rows: of them as they are stored, those beyond the outputs zeros; see padded_outputs.
     """
     dtype, rows = scope.graph.precision.dtype, rows or outputs
-    block = block_size(inputs, bits)
-    count, suffix = -(-inputs // block), "" if dtype == np.float32 else f"/{dtype.name}"
+    block = block_size(inputs)
+    count = -(-inputs // block)
     shapes = (rows, count, block * bits // 8), (rows, count)
 
     def compute(*variables):
-        weight = function(*variables)
-        weight = np.pad(weight, ((0, rows - outputs), (0, 0))) if rows > outputs else weight
-        return quantise(weight, bits, dtype, scope.moments(name))
+        return quantise(padded(function(*variables), rows), bits, dtype, scope.moments(name))
 
-    return scope.derived_pair(f"{name}/int{bits}{suffix}", (np.uint8, dtype), shapes, compute, *names)
+    return scope.derived_pair(typed(f"{name}/int{bits}", dtype), (np.uint8, dtype), shapes, compute, *names)
 
 
 def padded_outputs(outputs, precision):
     """Rows of a stored head: CUDA's kernels are fast for multiples of 8 alone."""
     return outputs if precision.target == "cpu" else -(-outputs // 8) * 8
+
+
+def padded(weight, rows):
+    """A weight [outputs, inputs] with rows of zeros below, up to so many."""
+    return np.pad(weight, ((0, rows - len(weight)), (0, 0))) if rows > len(weight) else weight
 
 
 def dynamic_matmul(x, scope, place, names, name, inputs, outputs):

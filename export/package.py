@@ -90,11 +90,10 @@ def _precisions(names, target, ops):
         raise RequestError(f"unknown ops {ops!r} (known: {', '.join(OPS)})")
     names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
     found = {name: precision_for(name, target) for name in names}
-    targets = sorted({precision.target for precision in found.values()})
-    if len(targets) != 1:
+    if len({precision.target for precision in found.values()}) != 1:
         together = " and ".join(names)
-        common = [target for target in ("cpu", "cuda") if all(target in TARGETS[name] for name in names)]
-        hint = f"name the target {common[0]}" if common else "no target runs them together"
+        common = set.intersection(*(set(TARGETS[name]) for name in names)) if names else ()
+        hint = f"name the target {min(common)}" if common else "no target runs them together"
         raise RequestError(f"{together or 'no precision'}: a folder is for one target: {hint}")
     if ops == "fused":
         return found

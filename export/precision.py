@@ -11,8 +11,7 @@ _ROWS = 4096  # quantised at a time: bounds the memory
 # The scales that are tried for a block of 4 bits, as parts of the one that reaches its largest value.
 _TRIALS = np.linspace(0.80, 1.04, 13, dtype=np.float32)
 # Inputs of an output feature that share a scale: fewer are more exact, more are faster. See docs/precisions.md.
-_BLOCKS = {8: 128, 4: 128}
-_SMALL_BLOCK = 32
+_BLOCK, _SMALL_BLOCK = 128, 32
 _DAMPING = 0.01  # of the mean second moment, added to each: what a text left out may still come
 
 
@@ -95,9 +94,9 @@ def cast(value, dtype, name):
     return rounded
 
 
-def block_size(inputs, bits):
-    """Inputs that share a scale: of a matrix with so many, in so many bits."""
-    return _BLOCKS[bits] if inputs % _BLOCKS[bits] == 0 else _SMALL_BLOCK
+def block_size(inputs):
+    """Inputs that share a scale, of a matrix with so many."""
+    return _BLOCK if inputs % _BLOCK == 0 else _SMALL_BLOCK
 
 
 def quantise(weight, bits, dtype=np.float32, moments=None):
@@ -113,10 +112,10 @@ def quantise(weight, bits, dtype=np.float32, moments=None):
         moments: X^T X of the X [tokens, inputs] that the weight is multiplied with, [inputs, inputs]; or None.
 
     Returns:
-        (uint8 [outputs, blocks, block * bits / 8], scales [outputs, blocks]); block is block_size(inputs, bits).
+        (uint8 [outputs, blocks, block * bits / 8], scales [outputs, blocks]); block is block_size(inputs).
     """
     outputs, inputs = weight.shape
-    block = block_size(inputs, bits)
+    block = block_size(inputs)
     blocks = -(-inputs // block)
     packed = np.empty((outputs, blocks, block * bits // 8), np.uint8)
     scales = np.empty((outputs, blocks), dtype)

@@ -31,20 +31,20 @@ def standard_matmul(x, scope, place, names, name, inputs, outputs):
     bits = scope.graph.precision.layers
     # [inputs, outputs], in blocks of inputs: ONNX Runtime makes a MatMulNBits of these two nodes by itself.
     integers, scales = _blocks(scope, names, name, (outputs, inputs), bits, lambda *w: np.concatenate(w, 1).T, True)
-    return place.op("MatMul", x, _dequantised(place, integers, scales, 0, block_size(inputs, bits)))
+    return place.op("MatMul", x, _dequantised(place, integers, scales, 0, block_size(inputs)))
 
 
 def standard_look_up(input_ids, scope, config):
     """layers.look_up: rows of the quantised embedding, int64 [batch, seq] -> [batch, seq, embd]."""
     integers, scales = standard_embedding(scope, "wte", config)
-    op, block = scope["wte"].op, block_size(config.n_embd, scope.graph.precision.ends)
+    op, block = scope["wte"].op, block_size(config.n_embd)
     rows = [op("Gather", part, input_ids) for part in (integers, scales)]
     return _dequantised(scope["wte"], *rows, 2, block)
 
 
 def standard_head(h, scope, name, config):
     """The head's product, as layers.unembed has it: [batch, seq, embd] -> [batch, seq, n_vocab]."""
-    head, block = scope["head"], block_size(config.n_embd, scope.graph.precision.ends)
+    head, block = scope["head"], block_size(config.n_embd)
     embedding = _dequantised(head, *standard_embedding(scope, name, config), 1, block)
     constant = scope.graph.constant
     shape = head.op("Concat", head.op("Shape", h, start=0, end=2), constant([config.n_vocab]), axis=0)
@@ -65,7 +65,7 @@ def _dequantised(place, integers, scales, axis, block):
 
 def _blocks(scope, names, name, shape, bits, function, transpose):
     """Initializers (integers, scales) of function(variables), float32 [outputs, inputs], quantised along inputs."""
-    (outputs, inputs), block = shape, block_size(shape[1], bits)
+    (outputs, inputs), block = shape, block_size(shape[1])
     sizes = (outputs, inputs), (outputs, -(-inputs // block))
     sizes = tuple(size[::-1] for size in sizes) if transpose else sizes
 

@@ -1,14 +1,13 @@
 """The source's logits, computed by the Keras model, against those of an exported folder's graphs."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from neo_tf.cache_layout import cache_parts
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
 from neo_tf.errors import CheckpointError, ConfigError, RequestError, one_line
-from neo_tf.onnx_folder import DECODER, MODEL, PREFILL, find_precision, graph_files, is_standard, read_precisions
+from neo_tf.onnx_folder import DECODER, MODEL, PREFILL, find_precision, graph_path, is_standard, read_config
 
 TOLERANCE = 1e-4  # absolute, on fp32 logits
 _PAST_WINDOW = 64  # tokens beyond the local window
@@ -184,8 +183,7 @@ def verify_work(tokens, onnx_dir, precision):
     """What verify's progress callback adds up to, for so many tokens in all: once the source, twice a whole graph."""
     if is_standard(onnx_dir):
         return 3 * tokens
-    prompts = graph_files(read_precisions(onnx_dir)[0])[precision, PREFILL]
-    return (6 if (Path(onnx_dir) / prompts).is_file() else 5) * tokens
+    return (6 if graph_path(onnx_dir, precision, PREFILL).is_file() else 5) * tokens
 
 
 class PortableSession:
@@ -194,13 +192,11 @@ class PortableSession:
     def __init__(self, folder, precision=None):
         import onnxruntime
 
-        from neo_tf.config import GPTNeoConfig
-
-        self.config = GPTNeoConfig.from_file(Path(folder) / "config.json")
+        self.config = read_config(folder)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         self.precision, _ = find_precision(folder, precision)
-        path = Path(folder) / graph_files(read_precisions(folder)[0])[self.precision, MODEL]
+        path = graph_path(folder, self.precision, MODEL)
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no common base

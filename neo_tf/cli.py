@@ -14,7 +14,7 @@ import typer
 import neo_tf
 from neo_tf.console import byte_progress, console, count_progress, results, summary_table
 from neo_tf.errors import NeoTFError, OutputError, RequestError, one_line
-from neo_tf.onnx_folder import find_precision
+from neo_tf.onnx_folder import PRECISIONS, find_precision, read_config
 from neo_tf.output import new_file, readable_bytes
 
 app = typer.Typer(
@@ -34,14 +34,7 @@ class Format(StrEnum):
     mesh_tf = "mesh-tf"
 
 
-class Precision(StrEnum):
-    """Precisions of an exported folder."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
-    int8 = "int8"
-    int4 = "int4"
+Precision = StrEnum("Precision", [(name, name) for name in PRECISIONS])
 
 
 class Ops(StrEnum):
@@ -323,7 +316,7 @@ def benchmark(
 ):
     """Measure speed and memory: decoding, prefill, long contexts, batches, loading, and the memory's bandwidth."""
     from neo_tf.benchmark_report import check_plot, plot, print_report
-    from runtime.benchmark import Settings, benchmark, read_config
+    from runtime.benchmark import Settings, benchmark
     from runtime.models import resolve_model
 
     lists = {"prefills": prefills, "contexts": contexts, "batches": batches}

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neo_tf.config import GPTNeoConfig
-from neo_tf.onnx_folder import DATA_FILE, DECODER_FILE, is_standard, read_precisions
+from neo_tf.onnx_folder import DATA_FILE, DECODER_FILE, is_standard, read_config, read_precisions
 from neo_tf.options import OPTIONS
 from neo_tf.output import readable_bytes
 from neo_tf.variables import count_parameters
@@ -21,7 +20,7 @@ def describe(path):
     folder = Path(path)
     standard = is_standard(folder)
     if standard or (folder / DECODER_FILE).is_file():
-        config = GPTNeoConfig.from_file(folder / "config.json")
+        config = read_config(folder)
         text = _text_of(folder / "tokenizer.json")
         weights = (folder / DATA_FILE).stat().st_size
         precisions, target = read_precisions(folder)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from neo_tf.config import read_json
+from neo_tf.config import GPTNeoConfig, read_json
 from neo_tf.errors import ConfigError, RequestError
 
 FORMAT = 2  # changes with what the runtime asks of the graphs
@@ -21,6 +21,16 @@ def graph_files(precisions, kinds=(MODEL, DECODER, PREFILL)):
         for number, precision in enumerate(precisions)
         for kind in kinds
     }
+
+
+def graph_path(folder, precision, kind):
+    """Path of the graph of a kind in one of a folder's precisions; prefill's need not be there."""
+    return Path(folder) / graph_files(read_precisions(folder)[0])[precision, kind]
+
+
+def read_config(folder):
+    """The GPTNeoConfig of a folder. Raises ConfigError as GPTNeoConfig.from_file does."""
+    return GPTNeoConfig.from_file(Path(folder) / CONFIG_FILE)
 
 
 def read_precisions(folder):

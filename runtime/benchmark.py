@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import NeoTFError, RequestError
-from neo_tf.onnx_folder import CONFIG_FILE, DECODER, graph_files, read_precisions
+from neo_tf.onnx_folder import DATA_FILE, DECODER, graph_path
 from runtime.engine import PREFILL_CHUNK, Engine, Request
 from runtime.kv_cache import KVCache
 from runtime.machine import describe_machine, memory_bandwidth, physical_cores, versions
@@ -123,11 +122,6 @@ def benchmark(folder, settings, progress=None):
         "precision": rounds.session.precision,
     }
     return about | _figures(rounds.samples, settings, model["bytes_per_token"]) | {"samples": dict(rounds.samples)}
-
-
-def read_config(folder):
-    """The GPTNeoConfig of an ONNX folder."""
-    return GPTNeoConfig.from_file(Path(folder) / CONFIG_FILE)
 
 
 class _Rounds:
@@ -260,8 +254,7 @@ def _model(folder, session):
     try:
         from export.traffic import bytes_per_token
 
-        files = graph_files(read_precisions(folder)[0])
-        read = bytes_per_token(folder / files[session.precision, DECODER])
+        read = bytes_per_token(graph_path(folder, session.precision, DECODER))
     except ImportError:  # a machine that decodes need not have onnx
         read = None
     cache = session.cache
@@ -270,7 +263,7 @@ def _model(folder, session):
         "precision": session.precision,
         "parameters": count_parameters(session.config),
         "n_ctx": session.config.n_ctx,
-        "weights_bytes": sum(file.stat().st_size for file in folder.glob("*.onnx_data")),
+        "weights_bytes": (folder / DATA_FILE).stat().st_size,
         "bytes_per_token": read,
         "cache_bytes_per_sequence": KVCache.bytes_per_slot(session.config, cache.dtype, cache.device),
     }

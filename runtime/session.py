@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from neo_tf.cache_layout import cache_parts
-from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError, ConfigError, NeoTFError, ProviderError, one_line
-from neo_tf.onnx_folder import CONFIG_FILE, DATA_FILE, DECODER, PREFILL, find_precision, graph_files, read_precisions
+from neo_tf.onnx_folder import DATA_FILE, DECODER, PREFILL, find_precision, graph_path, read_config
 from runtime.kv_cache import KVCache
 from runtime.machine import exact_int8
 from runtime.providers import choose, create_session, placement
@@ -34,19 +33,18 @@ class Session:
 
     def __init__(self, folder, slots=1, device=None, threads=None, precision=None):
         folder = Path(folder)
-        self.config = GPTNeoConfig.from_file(folder / CONFIG_FILE)
+        self.config = read_config(folder)
         self.precision, target = find_precision(folder, precision)
         self.device, self.device_id = choose(device, target)
         if self.precision == "bf16" and self.device == "cpu":
             raise ProviderError(f"{folder}: bf16 has kernels on CUDA alone")
-        files = graph_files(read_precisions(folder)[0])
-        path = folder / files[self.precision, DECODER]
+        path = graph_path(folder, self.precision, DECODER)
         if not path.is_file():
             raise CheckpointError(f"{folder}: an ONNX folder of neo-tf has a {path.name}, and this one has none")
         self._session = self._load(path, threads)
         wanted = {"logits": [self.config.n_vocab]}
         dtype = self._check_graph(path, self._session, {*_INPUTS, "logits_start"}, wanted)
-        prompts = folder / files[self.precision, PREFILL]
+        prompts = graph_path(folder, self.precision, PREFILL)
         self._prompts = None
         if prompts.is_file() and exact_int8():
             self._prompts = self._load(prompts, threads)

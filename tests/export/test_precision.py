@@ -29,7 +29,7 @@ def test_8_bits_are_the_nearest_of_255_steps(inputs):
     weight = np.random.default_rng(0).standard_normal((50, inputs)).astype(np.float32)
     weight[7] = 0
     packed, scales = quantise(weight, 8)
-    block = block_size(inputs, 8)
+    block = block_size(inputs)
     assert packed.shape == (50, -(-inputs // block), block) and scales.shape == packed.shape[:2]
     error = np.abs(restore(packed, scales, 8)[:, :inputs] - weight)
     assert (error <= np.repeat(scales, block, axis=1)[:, :inputs] / 2 * 1.001).all()
