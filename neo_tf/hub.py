@@ -14,7 +14,7 @@ _WEIGHTS = (
     ("model.safetensors", "model-*.safetensors"),
     ("pytorch_model.bin", "pytorch_model-*.bin"),
     ("model.ckpt-*", "model.ckpt-*", "checkpoint"),
-    ("decoder.onnx", "decoder.onnx", "model.onnx", "model.onnx_data"),
+    ("decoder.onnx", "decoder.onnx", "*.onnx", "model.onnx_data"),  # all graphs: prefill.onnx, other precisions
 )
 
 

@@ -134,3 +134,8 @@ def test_one_kind_of_weights_is_needed():
     assert needed_files(["config.json", "pytorch_model.bin"]) == ["config.json", "pytorch_model.bin"]
     with pytest.raises(CheckpointError, match="no weights"):
         needed_files(["config.json", "tf_model.h5"])
+
+
+def test_an_onnx_folder_comes_with_all_its_graphs():
+    graphs = ["decoder.onnx", "decoder_int8.onnx", "model.onnx", "model.onnx_data", "model_int8.onnx", "prefill.onnx"]
+    assert needed_files(["README.md", *graphs, "pytorch_model.onnx.zip"]) == graphs
