@@ -103,6 +103,8 @@ class Engine:
         self.session, self.config = session, session.config
         self._waiting, self._prefilling, self._running = deque(), deque(), {}
         self._free = sorted(range(session.slots), reverse=True)
+        self._any_cancelled = False
+        self.ended = []  # requests that ended in the last step
 
     def generate(self, requests):
         """Runs requests to their ends and returns them. All are checked before the first one starts.
@@ -112,13 +114,15 @@ class Engine:
         """
         for request in requests:
             self.check(request)
-        self._waiting.extend(requests)
+        for request in requests:
+            self._queue(request)
         try:
-            busy = True
+            ours, busy = {id(request) for request in requests}, True
             while busy:
                 busy = self.step()
-                if failed := [request for request in requests if request.error]:
-                    raise failed[0].error
+                for request in self.ended:
+                    if request.error and id(request) in ours:
+                        raise request.error
         except BaseException:  # Ctrl-C, an error of on_token or of the session: leave nothing of these behind
             self._abandon(requests)
             raise
@@ -127,11 +131,17 @@ class Engine:
     def submit(self, request):
         """Queues a request, for step to run. Raises RequestError as check does."""
         self.check(request)
+        self._queue(request)
+
+    def _queue(self, request):
         self._waiting.append(request)
+        if request.cancelled:  # by now
+            self._any_cancelled = True
 
     def cancel(self, request):
         """Ends a request before the next step, as "cancelled"; may be called from any thread, and at any time."""
         request.cancelled = True
+        self._any_cancelled = True  # after it: a step that sees this sees that
 
     def check(self, request):
         """Raises RequestError where a request cannot be served: its prompt's ids or lengths."""
@@ -175,7 +185,10 @@ class Engine:
         Returns:
             Whether anything is left to do.
         """
-        self._drop_cancelled()
+        self.ended = []
+        if self._any_cancelled:
+            self._any_cancelled = False
+            self._drop_cancelled()
         while self._waiting and self._free:
             self._prefilling.append(_Running(self._waiting.popleft(), self._free.pop(), self.config.n_ctx))
         if self._prefilling:
@@ -186,13 +199,12 @@ class Engine:
         return bool(self._waiting or self._prefilling or self._running)
 
     def _drop_cancelled(self):
-        waiting = [request for request in self._waiting if request.cancelled]
-        held = [one for one in (*self._prefilling, *self._running.values()) if one.request.cancelled]
-        if waiting or held:
-            cancelled = [*waiting, *(one.request for one in held)]
-            self._abandon(cancelled)
-            for request in cancelled:
-                request.finish_reason = "cancelled"
+        held = [one.request for one in (*self._prefilling, *self._running.values())]
+        cancelled = [request for request in (*self._waiting, *held) if request.cancelled]
+        self._abandon(cancelled)
+        for request in cancelled:
+            request.finish_reason = "cancelled"
+        self.ended += cancelled
 
     @contextlib.contextmanager
     def _failing(self, running):
@@ -201,11 +213,15 @@ class Engine:
             yield
         except Exception as error:
             requests = [one.request for one in running]
-            self._abandon(requests)
             for request in requests:
-                request.error = EngineError(f"a step of {len(requests)} requests failed: {one_line(error)}")
-                request.error.__cause__ = error
-                request.finish_reason = "error"
+                failure = EngineError(f"a step of {len(requests)} requests failed: {one_line(error)}")
+                failure.__cause__ = error
+                self._fail(request, failure)
+
+    def _fail(self, request, error):
+        self._abandon([request])
+        request.error, request.finish_reason = error, "error"
+        self.ended.append(request)
 
     def _abandon(self, requests):
         """Takes requests out of the queue and their slots."""
@@ -281,9 +297,10 @@ class Engine:
                 request.on_token(token)
             if request.on_text:
                 request.on_text(text)
+            if request.finish_reason:
+                self.ended.append(request)
         except Exception as error:  # of a function of the request's own
-            self._abandon([request])
-            request.error, request.finish_reason = error, "error"
+            self._fail(request, error)
 
 
 def _check_ends(request):

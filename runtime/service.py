@@ -130,25 +130,25 @@ class Service:
                 if self._closing and not (busy or submitted):
                     return
             try:
-                for request in submitted:
-                    self._admit(request)
+                refused = [request for request in submitted if not self._admit(request)]
                 busy = self._engine.step()
             except BaseException as error:  # the engine itself is broken: nobody may wait for it
                 self._die(f"the engine stopped: {type(error).__name__}: {one_line(error)}")
                 return
-            self._tell()
+            self._tell([*refused, *self._engine.ended])
 
     def _admit(self, request):
+        """Whether the engine takes a request."""
         try:
             self._engine.submit(request)
         except RequestError as error:  # changed since it was checked
             request.error, request.finish_reason = error, "error"
+        return not request.error
 
-    def _tell(self):
+    def _tell(self, ended):
         """Ends the futures of requests that have ended."""
         with self._changed:
-            ended = [key for key, (request, _) in self._futures.items() if request.finish_reason]
-            told = [self._futures.pop(key) for key in ended]
+            told = [self._futures.pop(id(request)) for request in ended]
         for request, future in told:
             if request.error:
                 future.set_exception(request.error)
