@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from neo_tf.errors import RequestError
+from runtime.beams import BeamOptions
 from runtime.sampling import SamplingOptions, check_number
 from runtime.tokenizer import Tokenizer
+
+# What is made of each token as it comes.
+_OF_TOKENS = ("on_token", "on_text", "logprobs", "prompt_logprobs", "output_logits", "output_scores")
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Request:
         prompt_lookup_num_tokens: where the text repeats itself, so many tokens at most are guessed from what came
             before, and checked in one step; None guesses none. The tokens are the same. See runtime.lookup.
         max_matching_ngram_size: the guess follows the last so many tokens' latest occurrence, or of fewer.
+        beams: a runtime.beams.BeamOptions: follows several continuations, and keeps the best; each takes a slot.
 
     Attributes:
         tokens: new token ids so far.
@@ -44,6 +49,8 @@ class Request:
         token_logprobs, prompt_token_logprobs: a float for each token.
         top_logprobs, prompt_top_logprobs: {token id: float} for each token, most likely first.
         logits, scores: float32 [n_vocab] for each token.
+        hypotheses: with beams, a runtime.beams.Hypothesis for each sequence to be returned, best first; tokens and
+            text are the best one's.
     """
 
     prompt: list
@@ -63,6 +70,7 @@ class Request:
     output_scores: bool = False
     prompt_lookup_num_tokens: int | None = None
     max_matching_ngram_size: int = 3
+    beams: BeamOptions | None = None
     tokens: list = field(default_factory=list, init=False)
     text: str = field(default="", init=False)
     finish_reason: str | None = field(default=None, init=False)
@@ -74,6 +82,7 @@ class Request:
     prompt_top_logprobs: list = field(default_factory=list, init=False)
     logits: list = field(default_factory=list, init=False)
     scores: list = field(default_factory=list, init=False)
+    hypotheses: list = field(default_factory=list, init=False)
 
     def check(self, config):
         """Raises RequestError where a model of that config cannot serve it: its prompt's ids, lengths and options."""
@@ -87,6 +96,12 @@ class Request:
         self.sampling.check_vocabulary(config.n_vocab)
         self._check_kept()
         self._check_lookup()
+        self._check_beams()
+
+    @property
+    def slots(self):
+        """Sequences that it decodes at once."""
+        return self.beams.num_beams if self.beams else 1
 
     def limit(self, config):
         """New tokens that may come at most."""
@@ -136,3 +151,10 @@ class Request:
         for name in ("prompt_lookup_num_tokens", "max_matching_ngram_size"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), int, lambda value: value > 0, "be greater than 0")
+
+    def _check_beams(self):
+        if not self.beams:
+            return
+        for name in (*_OF_TOKENS, "prompt_lookup_num_tokens"):
+            if getattr(self, name) not in (None, False):
+                raise RequestError(f"{name} does not go with beams: their tokens are known in the end alone")
