@@ -310,7 +310,8 @@ def _check_ends(request):
     for name in ("logprobs", "prompt_logprobs"):
         if getattr(request, name) is not None:
             check_number(name, getattr(request, name), int, lambda value: value >= 0, "not be negative")
-    if isinstance(request.stop_strings, str) or not all(isinstance(s, str) and s for s in request.stop_strings):
+    stops = request.stop_strings
+    if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) and stop for stop in stops):
         raise RequestError("stop_strings must be a list of texts, none of them empty")
     if (request.stop_strings or request.on_text) and not request.tokenizer:
         raise RequestError("stop_strings and on_text need a tokenizer to write the text with")
