@@ -87,7 +87,7 @@ def generate(
         folder = resolve_model(model, tokenizer, revision, export_progress, moe_policy, chosen)
         return folder, TextGenerationPipeline(folder, tokenizer, device, slots, threads, chosen)
 
-    more = any(arguments.get(name) not in (None, False) for name in _MORE_THAN_TEXT)
+    more = any(name in arguments for name in _MORE_THAN_TEXT)
     if not (input_file or output or as_json or more) and len(prompts) == 1:
         _show(load(1)[1], prompts[0], arguments)
         return

@@ -62,7 +62,7 @@ class JobFile:
     @staticmethod
     def partial_of(path):
         """The path of FILE.partial."""
-        return path.with_name(path.name + ".partial")
+        return Path(f"{path}.partial")
 
     def begin(self, job):
         """Starts the job, or goes on with it.
