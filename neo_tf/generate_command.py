@@ -36,7 +36,7 @@ def generate(
     model: Model,
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PROMPT]...", help="Texts to continue; else standard input is read as one."),
+        typer.Argument(metavar="PROMPT", help="Texts to continue; else standard input is one."),
     ] = None,
     input_file: Annotated[
         Path | None,

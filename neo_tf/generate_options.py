@@ -56,7 +56,7 @@ OPTIONS = {
     "stop_token_ids": _Option(LENGTH, "Tokens to stop after beside that, as 5,7.", **_IDS),
     "forced_bos_token_id": _Option(LENGTH, "The token after a prompt of one.", int),
     "forced_eos_token_id": _Option(LENGTH, "The last token at the limit, or one of 5,7.", **_IDS),
-    "exponential_decay_length_penalty": _Option(LENGTH, "Ends become likelier: [after tokens, factor].", **_JSON),
+    "exponential_decay_length_penalty": _Option(LENGTH, "Ends become likelier after 5 tokens, as [5, 1.2].", **_JSON),
     "handle_long_generation": _Option(LENGTH, "hole: leave out the beginning of a prompt that is too long.", str),
     "do_sample": _Option(SAMPLING, "Draw tokens, not always the most likely.", bool, names=("--do-sample",)),
     "temperature": _Option(SAMPLING, "Below 1 is tamer, above 1 wilder."),
