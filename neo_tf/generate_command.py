@@ -155,7 +155,7 @@ def _told(results):
         yield
     except BaseException:
         if results.partial and results.done:
-            console.print(f"{results.partial}: {results.done} results so far; the same with --resume goes on")
+            console.print(f"{results.partial}: results so far: {results.done}; the same with --resume goes on")
         raise
 
 
