@@ -142,7 +142,8 @@ class Request:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), int, lambda value: value >= 0, "not be negative")
-        if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
+        stops = self.stop_strings
+        if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) and stop for stop in stops):
             raise RequestError("stop_strings must be a list of texts, none of them empty")
         if (self.stop_strings or self.on_text) and not self.tokenizer:
             raise RequestError("stop_strings and on_text need a tokenizer to write the text with")
