@@ -103,7 +103,7 @@ def test_stop_strings_end_beams_and_their_texts(exported):
     tokenizer = Tokenizer(TINY_PYTHON / "byte-level-bpe.tokenizer.json")
     engine = Engine(Session(exported(TINY_PYTHON), slots=5))
     prompt = tokenizer.encode("def read(path):\n    ")
-    common = {"max_new_tokens": 24, "tokenizer": tokenizer, "beams": BeamOptions(5, 5)}
+    common = {"max_new_tokens": 24, "tokenizer": tokenizer, "beams": BeamOptions(5, 5, length_penalty=0)}
     plain = Request(prompt, **common)
     engine.generate([plain])
     stop = plain.text[8:11]  # likely to come in other beams too
