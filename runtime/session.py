@@ -11,6 +11,7 @@ from runtime.kv_cache import KVCache
 from runtime.machine import exact_int8
 from runtime.providers import choose, create_session, placement
 
+_SPIN = 1000  # microseconds that a thread waits awake for its next piece of work
 _INPUTS = ("input_ids", "position_ids", "seqlens_k", "total_sequence_length")
 
 
@@ -60,6 +61,8 @@ class Session:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised; the log would only say them twice
+        # A folder has two graphs with threads of their own: one's must not spin for 20 ms on into the other's run.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN))
         if threads:
             options.intra_op_num_threads = threads
         try:
