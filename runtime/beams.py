@@ -207,9 +207,9 @@ class _Group:
         for one, reason in ended:
             if not (self._diverse and reason != "stop" and self._full and self._options.early_stopping is True):
                 self._finish(*one, reason)
-        running = np.flatnonzero([not reason for reason in reasons])
+        running = np.flatnonzero([reason != "stop" for reason in reasons])
         running = running[np.argsort(-values[running], kind="stable")][: self._size]
-        self.done = not running.size or self._is_done(values[0 if self._diverse else running[0]], new)
+        self.done = bool(end) or not running.size or self._is_done(values[0 if self._diverse else running[0]], new)
         if not running.size:
             return np.arange(self._size) % len(logs), np.zeros(self._size, np.int64)
         return self._follow(np.resize(running, self._size), running.size, values, beams, tokens, added)

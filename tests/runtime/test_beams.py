@@ -1,13 +1,14 @@
 """Beam search against transformers' own: sequences and scores, from the logits of the same model."""
 
 import itertools
+import json
 from collections import Counter
 from dataclasses import fields
 
 import hypothesis
 import numpy as np
 import pytest
-from conftest import GOLDEN, TINY_PYTHON, Reference
+from conftest import FIXTURES, GOLDEN, TINY_PYTHON, Reference
 from hypothesis import strategies
 from test_sampling import FALSE_ALARM, chi_square_p_value
 
@@ -218,6 +219,26 @@ def test_stop_strings_finish_beams_as_in_transformers(judge, strings):
     ]
     np.testing.assert_allclose([one.score for one in found], its.sequences_scores, rtol=1e-5)
     assert "stop" in {one.finish_reason for one in found}
+
+
+# ---- what transformers 5 no longer has
+
+OLD = json.loads((FIXTURES / "beams/reference.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "case", [one for one in OLD if "num_beam_groups" in one["options"]], ids=lambda one: str(one["options"])
+)
+def test_groups_are_those_of_transformers_4(judge, case):
+    """Diverse beams: tests/fixtures/beams/make.py had transformers 4.49 find them, with the same models."""
+    model, prompt, eos = judge(case["model"]), case["prompt"], case["eos_token_id"]
+    ends = () if eos is None else (eos,)
+    search = search_with(model_logits(model), prompt, case["max_new_tokens"], ends, **case["options"])
+    assert [one.tokens for one in search.hypotheses] == case["sequences"]
+    np.testing.assert_allclose([one.score for one in search.hypotheses], case["scores"], atol=2e-5)
+    for one in search.hypotheses:
+        length = len(one.tokens) ** case["options"].get("length_penalty", 1.0)
+        assert sum(one.token_scores) / length == pytest.approx(one.score, rel=1e-5)
 
 
 # ---- a model of random logits
