@@ -51,7 +51,7 @@ class BeamOptions:
     def __post_init__(self):
         for name, (kind, test, words) in _RANGES.items():
             check_number(name, getattr(self, name), kind, test, words)
-        if self.early_stopping not in (False, True, "never"):
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise RequestError(f"early_stopping must be True, False or 'never', not {self.early_stopping!r}")
         if self.num_return_sequences > self.num_beams:
             raise RequestError(

@@ -94,7 +94,7 @@ class TextGenerationPipeline:
         if options.streamer and (len(texts) > 1 or options.num_return_sequences > 1):
             raise RequestError("streamer takes one prompt and one sequence")
         prompts = [self._encode(text, options) for text in texts]
-        count = options.num_return_sequences
+        count = options.requests_of_each
         requests = [
             options.request(prompt, number, self.config, self.tokenizer)
             for prompt in prompts
@@ -105,9 +105,10 @@ class TextGenerationPipeline:
         self.engine.generate(requests)
         if options.streamer:
             end()
-        texts = [text for text in texts for _ in range(count)]
-        results = [self._result(text, request, options) for text, request in zip(texts, requests, strict=True)]
-        groups = [results[start : start + count] for start in range(0, len(results), count)]
+        groups = [
+            [result for request in requests[start : start + count] for result in self._results(text, request, options)]
+            for text, start in zip(texts, range(0, len(requests), count), strict=True)
+        ]
         return groups if many else groups[0]
 
     def _encode(self, prompt, options):
@@ -124,18 +125,23 @@ class TextGenerationPipeline:
             ids = self.tokenizer.encode((options.prefix or "") + prompt)
         return options.fit(ids, self.config.n_ctx)
 
-    def _result(self, text, request, options):
+    def _results(self, text, request, options):
+        """What is returned of a request: one result, or one for each of its hypotheses."""
+        found = request.hypotheses if request.beams else [request]
+        return [self._result(text, request.prompt, one, options) for one in found]
+
+    def _result(self, text, prompt, found, options):
         if options.return_tensors:
-            ids = [*request.prompt, *request.tokens] if options.return_full_text else list(request.tokens)
+            ids = [*prompt, *found.tokens] if options.return_full_text else list(found.tokens)
             result = {"generated_token_ids": ids}
         elif options.return_full_text:
             # A text comes back as it was given, special tokens and all, as in transformers.
-            before = text if isinstance(text, str) else self.tokenizer.stream(request.prompt).before
-            result = {"generated_text": before + request.text}
+            before = text if isinstance(text, str) else self.tokenizer.stream(prompt).before
+            result = {"generated_text": before + found.text}
         else:
-            result = {"generated_text": request.text}
-        for name in options.kept:
-            value = getattr(request, name)
+            result = {"generated_text": found.text}
+        for name, attribute in options.kept.items():
+            value = getattr(found, attribute)
             result[name] = np.array(value) if name in ("scores", "logits") else value
         return result
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from neo_tf.errors import RequestError
+from runtime.beams import BeamOptions
 from runtime.sampling import SamplingOptions, check_number
 from runtime.tokenizer import Tokenizer
 
@@ -33,6 +34,7 @@ class Request:
         prompt_lookup_num_tokens: where the text repeats itself, so many tokens at most are guessed from what came
             before, and checked in one step; None guesses none. The tokens are the same. See runtime.lookup.
         max_matching_ngram_size: the guess follows the last so many tokens' latest occurrence, or of fewer.
+        beams: a BeamOptions: beam search finds several continuations; None follows one.
 
     Attributes:
         tokens: new token ids so far.
@@ -44,6 +46,7 @@ class Request:
         token_logprobs, prompt_token_logprobs: a float for each token.
         top_logprobs, prompt_top_logprobs: {token id: float} for each token, most likely first.
         logits, scores: float32 [n_vocab] for each token.
+        hypotheses: of beam search, at the end: a runtime.beams.Hypothesis for each sequence, best first.
     """
 
     prompt: list
@@ -63,6 +66,7 @@ class Request:
     output_scores: bool = False
     prompt_lookup_num_tokens: int | None = None
     max_matching_ngram_size: int = 3
+    beams: BeamOptions | None = None
     tokens: list = field(default_factory=list, init=False)
     text: str = field(default="", init=False)
     finish_reason: str | None = field(default=None, init=False)
@@ -74,6 +78,7 @@ class Request:
     prompt_top_logprobs: list = field(default_factory=list, init=False)
     logits: list = field(default_factory=list, init=False)
     scores: list = field(default_factory=list, init=False)
+    hypotheses: list = field(default_factory=list, init=False)
 
     def check(self, config):
         """Raises RequestError where a model of that config cannot serve it: its prompt's ids, lengths and options."""

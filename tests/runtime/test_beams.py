@@ -488,7 +488,7 @@ REFUSED = {
     "num_beams": [{"num_beams": 0}, {"num_beams": 2.0}, {"num_beams": True}],
     "num_return_sequences": [{"num_beams": 2, "num_return_sequences": 3}, {"num_return_sequences": 0}],
     "length_penalty": [{"length_penalty": "1"}, {"length_penalty": float("nan")}, {"length_penalty": 11}],
-    "early_stopping": [{"early_stopping": "always"}, {"early_stopping": 2}],
+    "early_stopping": [{"early_stopping": "always"}, {"early_stopping": 1}],
     "num_beam_groups": [
         {"num_beams": 4, "num_beam_groups": 3, "diversity_penalty": 1.0},
         {"num_beams": 4, "num_beam_groups": 2},
