@@ -16,6 +16,11 @@ _OLD_NAMES = {
     "response_length": ("max_new_tokens", lambda value: value),
     "remove_input": ("return_full_text", lambda value: not value),
 }
+# transformers' that are left out: {name: why}
+_LEFT_OUT = {
+    "force_words_ids": "transformers 5 has left it out, and 4's search often returns texts without the words; "
+    "sequence_bias makes words likelier",
+}
 _WHOLE_NUMBERS = ("max_new_tokens", "max_length", "min_new_tokens", "min_length", "num_return_sequences")
 _FLAGS = ("do_sample", "renormalize_logits", "return_full_text", "return_tensors", "include_stop_str_in_output")
 _FLAGS += ("output_scores", "output_logits")
@@ -116,6 +121,8 @@ class GenerateArguments:
     def _known(cls, values):
         """The same arguments by their new names."""
         for name in values:
+            if name in _LEFT_OUT:
+                raise RequestError(f"{name} is not served: {_LEFT_OUT[name]}")
             if name not in cls.DEFAULTS and name not in _OLD_NAMES:
                 near = difflib.get_close_matches(name, [*cls.DEFAULTS, *_OLD_NAMES], 1)
                 hint = f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(cls.DEFAULTS)})"

@@ -151,6 +151,7 @@ REFUSED = {
     "an unknown way": ({"handle_long_generation": "cut"}, "handle_long_generation .*'cut'"),
     "a streamer that is none": ({"streamer": 5}, "streamer"),
     "an end that is no id": ({"eos_token_id": "end"}, "eos_token_id .*'end'"),
+    "words by force": ({"force_words_ids": [[5]], "num_beams": 2}, "force_words_ids .*sequence_bias"),
     "no beams": ({"num_beams": 0}, "num_beams .*0"),
     "half a beam": ({"num_beams": 1.5}, "num_beams .*1.5"),
     "more sequences than beams": ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences 3 .*num_beams 2"),

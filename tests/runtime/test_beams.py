@@ -226,9 +226,7 @@ def test_stop_strings_finish_beams_as_in_transformers(judge, strings):
 OLD = json.loads((FIXTURES / "beams/reference.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "case", [one for one in OLD if "num_beam_groups" in one["options"]], ids=lambda one: str(one["options"])
-)
+@pytest.mark.parametrize("case", OLD, ids=lambda one: str(one["options"]))
 def test_groups_are_those_of_transformers_4(judge, case):
     """Diverse beams: tests/fixtures/beams/make.py had transformers 4.49 find them, with the same models."""
     model, prompt, eos = judge(case["model"]), case["prompt"], case["eos_token_id"]
