@@ -6,6 +6,7 @@ from collections import deque
 import numpy as np
 
 from neo_tf.errors import EngineError, one_line
+from runtime.beam_sequence import BeamSequence
 from runtime.prefix_cache import PrefixCache
 from runtime.request import Request
 from runtime.sequences import Sequence
@@ -81,7 +82,7 @@ class Engine:
     def check(self, request):
         """Raises RequestError where a request cannot be served: its prompt's ids, lengths, options, or memory."""
         request.check(self.config)
-        self._slots.check(1, self._longest(request))
+        self._slots.check(request.slots, self._longest(request))
 
     def _longest(self, request):
         return len(request.prompt) + request.limit(self.config)
@@ -110,10 +111,16 @@ class Engine:
 
     def _admit(self):
         while self._waiting:
-            slots = self._slots.take(1, self._longest(self._waiting[0]))
+            request = self._waiting[0]
+            slots = self._slots.take(request.slots, self._longest(request))
             if slots is None:
                 return
-            self._prefilling.append(Sequence(self._waiting.popleft(), slots, self.config))
+            self._waiting.popleft()
+            if request.beams:
+                sequence = BeamSequence(request, slots, self.config, self.session.cache)
+            else:
+                sequence = Sequence(request, slots, self.config)
+            self._prefilling.append(sequence)
 
     def _drop_cancelled(self):
         held = [one.request for one in (*self._prefilling, *self._running)]
@@ -129,7 +136,7 @@ class Engine:
         try:
             yield
         except Exception as error:
-            requests = [one.request for one in sequences]
+            requests = [one.request for one in sequences if not one.request.finish_reason]
             for request in requests:
                 failure = EngineError(f"a step of {len(requests)} requests failed: {one_line(error)}")
                 failure.__cause__ = error
@@ -155,7 +162,7 @@ class Engine:
     def _prefill_chunk(self, sequence):
         request, slot = sequence.request, sequence.slots[0]
         if sequence.cached == 0:
-            sequence.stopping.begin()
+            sequence.begin()
             if self.prefixes:
                 sequence.cached = self.prefixes.load(slot, sequence.keys)
         begin = sequence.cached
@@ -165,7 +172,7 @@ class Engine:
         logits = self.session.prefill(slot, chunk, begin, keep=0 if wanted else 1 if last else None)
         sequence.cached += len(chunk)
         if wanted:
-            sequence.chooser.see_prompt(begin, logits)
+            sequence.see_prompt(begin, logits)
         if self.prefixes:
             self.prefixes.save(slot, sequence.keys, begin, sequence.cached)
         if last:
@@ -178,22 +185,28 @@ class Engine:
             return
         if not self._waiting and not self._prefilling:
             self._close_ranks()
+        rows = {}  # {slot: (sequence, token)}
+        for sequence in self._running:
+            rows |= {slot: (sequence, token) for slot, token in zip(sequence.slots, sequence.inputs, strict=True)}
+        # What a half-prefilled slot takes is written over later.
+        idle = {one.slots[0]: one.cached for one in self._prefilling}
         logits = {}
-        for first, end in self._ranges():
+        for first, end in self._ranges(sorted(rows)):
             tokens, past = np.zeros(end - first, np.int64), np.zeros(end - first, np.int64)
-            # Idle slots inside the range are stepped along. What a half-prefilled one takes is written over later.
-            for sequence in self._prefilling:
-                if first <= sequence.slots[0] < end:
-                    past[sequence.slots[0] - first] = sequence.cached
-            running = [one for one in self._running if first <= one.slots[0] < end]
-            for sequence in running:
-                for slot, token in zip(sequence.slots, sequence.inputs, strict=True):
-                    tokens[slot - first], past[slot - first] = token, sequence.cached
-            with self._failing(running):
+            running = []
+            for slot in range(first, end):
+                if slot in rows:
+                    sequence, tokens[slot - first] = rows[slot]
+                    past[slot - first] = sequence.cached
+                    running.append(sequence)
+                else:
+                    past[slot - first] = idle.get(slot, 0)
+            with self._failing(dict.fromkeys(running)):
                 logits |= zip(range(first, end), self.session.decode(first, tokens, past), strict=True)
         for sequence in list(self._running):
             sequence.cached += 1
-            self._choose(sequence, logits[sequence.slots[0]][None])
+            slots = sequence.slots
+            self._choose(sequence, logits[slots[0]][None] if len(slots) == 1 else np.stack([logits[s] for s in slots]))
 
     def _decode_guessed(self, sequence):
         """Runs the one sequence's next token together with guesses of those after it; False where there are none."""
@@ -208,9 +221,8 @@ class Engine:
             self._choose(sequence, logits, guessed)
         return True
 
-    def _ranges(self):
+    def _ranges(self, running):
         """Contiguous ranges of slots that cover all running ones, and no half-prefilled one that must not idle."""
-        running = sorted(slot for one in self._running for slot in one.slots)
         held = sorted(one.slots[0] for one in self._prefilling if not self.session.cache.can_idle(one.cached))
         ranges, first = [], running[0]
         for slot, following in zip(running, [*running[1:], None], strict=True):
@@ -220,13 +232,13 @@ class Engine:
         return ranges
 
     def _close_ranks(self):
-        """Moves the last sequence to a free slot before it, so that fewer idle ones are stepped along."""
-        sequence = max(self._running, key=lambda one: one.slots[-1])
-        source, target = sequence.slots[-1], self._slots.lowest_free
+        """Moves what is in the last slot to a free one before it, so that fewer idle ones are stepped along."""
+        sequence = max(self._running, key=lambda one: max(one.slots))
+        source, target = max(sequence.slots), self._slots.lowest_free
         if target is not None and target < source and sequence.left >= _WORTH_MOVING:
             self._slots.move(source, target)
             self.session.cache.copy(source, target, 0, sequence.cached)
-            sequence.slots[-1] = target
+            sequence.slots[sequence.slots.index(source)] = target
 
     def _choose(self, sequence, logits, guessed=()):
         """Takes the next tokens, and ends the request where it is due."""

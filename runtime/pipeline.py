@@ -1,5 +1,6 @@
 """The Hugging Face-shaped front: pipeline("text-generation", model=…), as the model cards call it."""
 
+import itertools
 import operator
 
 import numpy as np
@@ -89,27 +90,37 @@ class TextGenerationPipeline:
         many = _is_many(text_inputs)
         texts = list(text_inputs) if many else [text_inputs]
         options = GenerateArguments.parse(arguments)
-        if self.tokenizer is None and (options.needs_text or not options.return_tensors):
-            raise RequestError("the model has no tokenizer to write text with: ask for return_tensors=True alone")
         if options.streamer and (len(texts) > 1 or options.num_return_sequences > 1):
             raise RequestError("streamer takes one prompt and one sequence")
-        prompts = [self._encode(text, options) for text in texts]
         count = options.requests_of_each
-        requests = [
-            options.request(prompt, number, self.config, self.tokenizer)
-            for prompt in prompts
-            for number in range(count)
-        ]
+        requests = [request for text in texts for request in self.requests(text, options)]
         if options.streamer:
             end = _stream(requests[0], options.streamer)
         self.engine.generate(requests)
         if options.streamer:
             end()
-        groups = [
-            [result for request in requests[start : start + count] for result in self._results(text, request, options)]
-            for text, start in zip(texts, range(0, len(requests), count), strict=True)
+        texts = [text for text in texts for _ in range(count)]
+        results = [
+            [self.result(text, request.prompt, found, options) for found in request.hypotheses or [request]]
+            for text, request in zip(texts, requests, strict=True)
         ]
+        groups = [[*itertools.chain(*results[start : start + count])] for start in range(0, len(results), count)]
         return groups if many else groups[0]
+
+    def requests(self, text, options):
+        """The Requests that continue one prompt: one for each sequence, or one with beams.
+
+        Args:
+            text: a text, or token ids.
+            options: a runtime.arguments.GenerateArguments.
+
+        Raises:
+            RequestError: it cannot be served.
+        """
+        if self.tokenizer is None and (options.needs_text or not options.return_tensors):
+            raise RequestError("the model has no tokenizer to write text with: ask for return_tensors=True alone")
+        prompt, count = self._encode(text, options), options.requests_of_each
+        return [options.request(prompt, number, self.config, self.tokenizer) for number in range(count)]
 
     def _encode(self, prompt, options):
         if not isinstance(prompt, str):
@@ -125,12 +136,15 @@ class TextGenerationPipeline:
             ids = self.tokenizer.encode((options.prefix or "") + prompt)
         return options.fit(ids, self.config.n_ctx)
 
-    def _results(self, text, request, options):
-        """What is returned of a request: one result, or one for each of its hypotheses."""
-        found = request.hypotheses if request.beams else [request]
-        return [self._result(text, request.prompt, one, options) for one in found]
+    def result(self, text, prompt, found, options):
+        """What came of a prompt: generated_text or generated_token_ids, and what else was asked for.
 
-    def _result(self, text, prompt, found, options):
+        Args:
+            text: the prompt, as it was given.
+            prompt: its token ids.
+            found: the Request, or one of its hypotheses.
+            options: a runtime.arguments.GenerateArguments.
+        """
         if options.return_tensors:
             ids = [*prompt, *found.tokens] if options.return_full_text else list(found.tokens)
             result = {"generated_token_ids": ids}

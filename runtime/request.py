@@ -10,6 +10,9 @@ from runtime.beams import BeamOptions
 from runtime.sampling import SamplingOptions, check_number
 from runtime.tokenizer import Tokenizer
 
+# What is made of each token as it comes.
+_OF_TOKENS = ("on_token", "on_text", "logprobs", "prompt_logprobs", "output_logits", "output_scores")
+
 
 @dataclass
 class Request:
@@ -34,7 +37,7 @@ class Request:
         prompt_lookup_num_tokens: where the text repeats itself, so many tokens at most are guessed from what came
             before, and checked in one step; None guesses none. The tokens are the same. See runtime.lookup.
         max_matching_ngram_size: the guess follows the last so many tokens' latest occurrence, or of fewer.
-        beams: a BeamOptions: beam search finds several continuations; None follows one.
+        beams: a runtime.beams.BeamOptions: follows several continuations, and keeps the best; each takes a slot.
 
     Attributes:
         tokens: new token ids so far.
@@ -46,7 +49,8 @@ class Request:
         token_logprobs, prompt_token_logprobs: a float for each token.
         top_logprobs, prompt_top_logprobs: {token id: float} for each token, most likely first.
         logits, scores: float32 [n_vocab] for each token.
-        hypotheses: of beam search, at the end: a runtime.beams.Hypothesis for each sequence, best first.
+        hypotheses: with beams, a runtime.beams.Hypothesis for each sequence to be returned, best first; tokens and
+            text are the best one's.
     """
 
     prompt: list
@@ -92,6 +96,12 @@ class Request:
         self.sampling.check_vocabulary(config.n_vocab)
         self._check_kept()
         self._check_lookup()
+        self._check_beams()
+
+    @property
+    def slots(self):
+        """Sequences that it decodes at once."""
+        return self.beams.num_beams if self.beams else 1
 
     def limit(self, config):
         """New tokens that may come at most."""
@@ -132,7 +142,8 @@ class Request:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), int, lambda value: value >= 0, "not be negative")
-        if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
+        stops = self.stop_strings
+        if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) and stop for stop in stops):
             raise RequestError("stop_strings must be a list of texts, none of them empty")
         if (self.stop_strings or self.on_text) and not self.tokenizer:
             raise RequestError("stop_strings and on_text need a tokenizer to write the text with")
@@ -141,3 +152,10 @@ class Request:
         for name in ("prompt_lookup_num_tokens", "max_matching_ngram_size"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), int, lambda value: value > 0, "be greater than 0")
+
+    def _check_beams(self):
+        if not self.beams:
+            return
+        for name in (*_OF_TOKENS, "prompt_lookup_num_tokens"):
+            if getattr(self, name) not in (None, False):
+                raise RequestError(f"{name} does not go with beams: their tokens are known in the end alone")

@@ -17,13 +17,15 @@ class Sequence:
     Attributes:
         cached: tokens of it in the cache.
         keys: of its prompt, for the prefix cache.
+        begin, see_prompt: of its Stopping and Chooser.
     """
 
     def __init__(self, request, slots, config):
         self.request, self.slots, self.cached = request, slots, 0
         self._limit = request.limit(config)
         self.keys = [] if request.prompt_logprobs is not None else prefix_keys(request.prompt)
-        self.chooser, self.stopping = Chooser(request, config.n_ctx), Stopping(request, config.n_ctx)
+        self._chooser, self._stopping = Chooser(request, config), Stopping(request, config)
+        self.begin, self.see_prompt = self._stopping.begin, self._chooser.see_prompt
         self._lookup = self._history = None
         if request.prompt_lookup_num_tokens:
             self._lookup = PromptLookup(request.prompt_lookup_num_tokens, request.max_matching_ngram_size)
@@ -59,8 +61,8 @@ class Sequence:
         """
         request, kept = self.request, 0
         for row in range(len(logits)):
-            token = self.chooser(logits[row : row + 1])
-            text = self.stopping(token)
+            token = self._chooser(logits[row : row + 1])
+            text = self._stopping(token)
             if request.on_token and token is not None:
                 request.on_token(token)
             if request.on_text:

@@ -1,5 +1,7 @@
 """The Hugging Face-shaped front, as the model cards call it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from conftest import DECODABLE, GOLDEN, PADDING, TINY_PYTHON, Reference
@@ -207,7 +209,7 @@ def give(prompt, tokens):
     def generate(requests):
         for request in requests:
             assert request.prompt == prompt
-            stopping = Stopping(request, 512)
+            stopping = Stopping(request, SimpleNamespace(n_ctx=512))
             for token in tokens:
                 text = stopping(token)
                 if request.on_text:
@@ -297,6 +299,21 @@ def test_a_long_prompt_may_lose_its_beginning(generator, transformers_generator)
     prompt, arguments = "x = 1\n" * 300, {"max_new_tokens": 9, "handle_long_generation": "hole"}
     transformers_generator.tokenizer.model_max_length = 512
     assert generator(prompt, **arguments) == transformers_generator(prompt, do_sample=False, **arguments)
+
+
+BEAMS = {
+    "one": {"num_beams": 4},
+    "several": {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.0},
+    "ends": {"num_beams": 3, "num_return_sequences": 3, "eos_token_id": [222, 66], "early_stopping": True},
+    "processors": {"num_beams": 5, "num_return_sequences": 2, "no_repeat_ngram_size": 2, "repetition_penalty": 1.2},
+}
+
+
+@pytest.mark.parametrize("case", BEAMS)
+def test_texts_of_beams_and_their_shape_are_transformers(generator, transformers_generator, case):
+    for prompt in (PROMPT, [PROMPT, "import os\n\nclass A:"]):
+        arguments = {"max_new_tokens": 16} | BEAMS[case]
+        assert generator(prompt, **arguments) == transformers_generator(prompt, do_sample=False, **arguments)
 
 
 def test_beams_come_back_best_first_as_transformers_lists_them(generator, monkeypatch):
