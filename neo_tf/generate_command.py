@@ -17,7 +17,7 @@ from neo_tf.generate_options import RESULTS, read_options, takes_options
 BATCH_SIZE = 8
 _JOBS = "Many prompts"
 # What cannot be shown while one text is written.
-_MORE_THAN_TEXT = ("num_return_sequences", "return_tensors", "logprobs", "prompt_logprobs")
+_MORE_THAN_TEXT = ("num_return_sequences", "num_beams", "return_tensors", "logprobs", "prompt_logprobs")
 
 
 class InputFormat(StrEnum):
@@ -96,7 +96,8 @@ def generate(
         results = JobFile(output, resume=resume, force=force) if to_file else JobStream()
         stack.callback(results.close)
         if prompts:
-            batch_size = min(batch_size, len(prompts) * arguments.get("num_return_sequences", 1))
+            each = max(arguments.get(name, 1) for name in ("num_return_sequences", "num_beams"))
+            batch_size = min(batch_size, len(prompts) * each)
         folder, generator = load(batch_size)
         job = {
             "model": fingerprint(folder, tokenizer),

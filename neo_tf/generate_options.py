@@ -11,7 +11,8 @@ import typer
 from neo_tf.command_options import whole_numbers
 from neo_tf.errors import RequestError
 
-LENGTH, SAMPLING, PENALTIES, RESULTS = "Length and end", "Sampling", "Penalties", "Results"  # panels of the help
+LENGTH, SAMPLING, BEAMS = "Length and end", "Sampling", "Beams"  # panels of the help
+PENALTIES, RESULTS = "Penalties", "Results"
 # Arguments of a pipeline's call that a command line has no use for: functions, arrays, and what does nothing.
 LEFT_OUT = ("streamer", "logits_processor", "output_scores", "output_logits", "pad_token_id")
 
@@ -21,6 +22,13 @@ def _json(name, text):
         return json.loads(text)
     except (ValueError, RecursionError):
         raise RequestError(f"{name} must be JSON, not {text!r}") from None
+
+
+def _early_stopping(name, text):
+    values = {"true": True, "false": False, "never": "never"}
+    if text.lower() not in values:
+        raise RequestError(f"{name} must be true, false or never, not {text!r}")
+    return values[text.lower()]
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,11 @@ OPTIONS = {
     "epsilon_cutoff": _Option(SAMPLING, "Of tokens of at least this probability."),
     "eta_cutoff": _Option(SAMPLING, "The same, and less where many are likely."),
     "seed": _Option(SAMPLING, "Draw the same text again; of several prompts it is the first's.", **_COUNT),
+    "num_beams": _Option(BEAMS, "Follow so many texts together, and return the likeliest.", int),
+    "length_penalty": _Option(BEAMS, "Above 0 prefers long texts, below 0 short ones; 1 by default."),
+    "early_stopping": _Option(BEAMS, "true, false or never: when to stop looking.", str, _early_stopping),
+    "num_beam_groups": _Option(BEAMS, "In so many groups, which differ from each other.", int),
+    "diversity_penalty": _Option(BEAMS, "Of a token, for each beam of other groups that takes it."),
     "repetition_penalty": _Option(PENALTIES, "Above 1: of all tokens so far."),
     "presence_penalty": _Option(PENALTIES, "Of new tokens that have come."),
     "frequency_penalty": _Option(PENALTIES, "Of new tokens, each time they come."),
@@ -78,7 +91,7 @@ OPTIONS = {
     "sequence_bias": _Option(PENALTIES, "Added where a sequence would end, as [[[7, 8], -2.5]].", **_JSON),
     "return_full_text": _Option(RESULTS, "Whether the prompt is shown before its text; it is by default.", bool),
     "prefix": _Option(RESULTS, "A text that goes before prompts, and is not shown.", str),
-    "num_return_sequences": _Option(RESULTS, "So many texts of each prompt; with --do-sample.", int),
+    "num_return_sequences": _Option(RESULTS, "So many texts of each prompt; with --do-sample or --num-beams.", int),
     "return_tensors": _Option(RESULTS, "Token ids in place of text.", bool, names=("--return-tensors",)),
     "logprobs": _Option(RESULTS, "Log-probabilities of tokens, and of the so many likeliest.", **_COUNT),
     "prompt_logprobs": _Option(RESULTS, "The same of the prompt's tokens.", **_COUNT),

@@ -4,6 +4,7 @@ import difflib
 from dataclasses import MISSING, fields
 
 from neo_tf.errors import RequestError
+from runtime.beams import BeamOptions
 from runtime.request import Request
 from runtime.sampling import SamplingOptions, check_ids, check_number
 
@@ -15,10 +16,17 @@ _OLD_NAMES = {
     "response_length": ("max_new_tokens", lambda value: value),
     "remove_input": ("return_full_text", lambda value: not value),
 }
+# transformers' that are left out: {name: why}
+_LEFT_OUT = {
+    "force_words_ids": "transformers 5 has left it out, and 4's search often returns texts without the words; "
+    "sequence_bias makes words likelier",
+}
 _WHOLE_NUMBERS = ("max_new_tokens", "max_length", "min_new_tokens", "min_length", "num_return_sequences")
 _FLAGS = ("do_sample", "renormalize_logits", "return_full_text", "return_tensors", "include_stop_str_in_output")
 _FLAGS += ("output_scores", "output_logits")
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_OF_BEAMS = ("length_penalty", "early_stopping", "num_beam_groups", "diversity_penalty")
+_OF_ONE_SEQUENCE = ("streamer", "logprobs", "prompt_logprobs", "output_logits")
 _KEPT = {
     "logprobs": ("token_logprobs", "top_logprobs"),
     "prompt_logprobs": ("prompt_token_logprobs", "prompt_top_logprobs"),
@@ -41,7 +49,10 @@ class GenerateArguments:
         stop_token_ids: more ids that end it.
         do_sample, temperature, top_k, ..., logits_processor: see SamplingOptions; top_k is 50 by default.
         seed: of sampling. Of several prompts each draws with the seed on its own.
-        num_return_sequences: continuations of each prompt; with a seed, they use seed, seed + 1, ...
+        num_return_sequences: continuations of each prompt; with a seed, they use seed, seed + 1, ... Of beams, so many
+            are returned, at most num_beams.
+        num_beams, length_penalty, early_stopping, num_beam_groups, diversity_penalty: see BeamOptions. More than one
+            beam is beam search: of several texts that are followed together, the likeliest ones come back.
         return_full_text: whether generated_text begins with the prompt; it does by default.
         return_tensors: returns generated_token_ids in place of generated_text.
         prefix: a text that goes before prompts, and does not come back.
@@ -49,7 +60,8 @@ class GenerateArguments:
         streamer: called as streamer(text) with each piece of new text; or with transformers' put and end. One prompt.
         logprobs: adds token_logprobs and top_logprobs of so many tokens: see Request.
         prompt_logprobs: adds prompt_token_logprobs and prompt_top_logprobs.
-        output_scores, output_logits: adds scores or logits, float32 [new tokens, n_vocab].
+        output_scores, output_logits: adds scores or logits, float32 [new tokens, n_vocab]. With beams output_scores
+            adds sequence_score, a float, and token_scores, a float for each new token: see runtime.beams.Hypothesis.
         pad_token_id: is not needed, as nothing is padded.
         response_length, remove_input: old names of max_new_tokens, and of return_full_text=False.
     """
@@ -66,7 +78,7 @@ class GenerateArguments:
         "stop_token_ids": (),
         **{one.name: {} if one.default is MISSING else one.default for one in fields(SamplingOptions)},
         "top_k": DEFAULT_TOP_K,
-        "num_return_sequences": 1,
+        **{one.name: one.default for one in fields(BeamOptions)},
         "return_full_text": True,
         "return_tensors": False,
         "prefix": None,
@@ -101,6 +113,7 @@ class GenerateArguments:
                 raise RequestError(f"{name} must be True or False, not {getattr(options, name)!r}")
             setattr(options, name, bool(getattr(options, name)))
         options._sampling(0)
+        options._beams()
         options._check_together()
         return options
 
@@ -108,6 +121,8 @@ class GenerateArguments:
     def _known(cls, values):
         """The same arguments by their new names."""
         for name in values:
+            if name in _LEFT_OUT:
+                raise RequestError(f"{name} is not served: {_LEFT_OUT[name]}")
             if name not in cls.DEFAULTS and name not in _OLD_NAMES:
                 near = difflib.get_close_matches(name, [*cls.DEFAULTS, *_OLD_NAMES], 1)
                 hint = f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(cls.DEFAULTS)})"
@@ -124,17 +139,31 @@ class GenerateArguments:
             raise RequestError("max_new_tokens and max_length are both given: one limit is enough")
         if self.num_return_sequences < 1:
             raise RequestError(f"num_return_sequences must be at least 1, not {self.num_return_sequences}")
-        if self.num_return_sequences > 1 and not self.do_sample:
-            raise RequestError("num_return_sequences needs do_sample=True: without it all sequences are the same")
+        if self.num_return_sequences > 1 and not (self.do_sample or self.num_beams > 1):
+            raise RequestError(
+                "num_return_sequences needs do_sample=True or num_beams: without them all sequences are the same"
+            )
         for name in _OF_SAMPLING:
             if not self.do_sample and getattr(self, name) != self.DEFAULTS[name]:
                 raise RequestError(f"{name} needs do_sample=True: without it the most likely token is taken")
+        self._check_beams()
         if self.prefix is not None and not isinstance(self.prefix, str):
             raise RequestError(f"prefix must be a text, not {self.prefix!r}")
         if self.handle_long_generation not in (None, "hole"):
             raise RequestError(f"handle_long_generation must be 'hole' or None, not {self.handle_long_generation!r}")
         if self.streamer and not callable(self.streamer) and not hasattr(self.streamer, "put"):
             raise RequestError("streamer must be a function of text, or have put and end")
+
+    def _check_beams(self):
+        for name in _OF_BEAMS:
+            if self.num_beams == 1 and getattr(self, name) != self.DEFAULTS[name]:
+                raise RequestError(f"{name} needs num_beams above 1: without beams one text is followed")
+        for name in _OF_ONE_SEQUENCE:
+            value = getattr(self, name)
+            if self.num_beams > 1 and value is not None and value is not False:
+                raise RequestError(f"{name} with num_beams {self.num_beams}: which beam returns shows only at the end")
+        if self.num_beam_groups > 1 and self.do_sample:
+            raise RequestError("num_beam_groups with do_sample=True: groups differ by their penalty, not by chance")
 
     @property
     def needs_text(self):
@@ -143,9 +172,16 @@ class GenerateArguments:
 
     @property
     def kept(self):
-        """Names of a Request's attributes that were asked for."""
+        """What was asked for: {its name in a result: attribute of a Request, or with beams of a Hypothesis}."""
+        if self.num_beams > 1:
+            return {"sequence_score": "score", "token_scores": "token_scores"} if self.output_scores else {}
         asked = [name for name in _KEPT if getattr(self, name) is not None and getattr(self, name) is not False]
-        return [attribute for name in asked for attribute in _KEPT[name]]
+        return {attribute: attribute for name in asked for attribute in _KEPT[name]}
+
+    @property
+    def requests_of_each(self):
+        """How many Requests a prompt makes: one for each sequence, or one for all of beam search's."""
+        return 1 if self.num_beams > 1 else self.num_return_sequences
 
     def fit(self, prompt, n_ctx):
         """A prompt's token ids, without its beginning where handle_long_generation says so."""
@@ -176,6 +212,7 @@ class GenerateArguments:
             self._sampling(number),
             tokenizer=tokenizer,
             stop_strings=self.stop_strings,
+            beams=self._beams(),
             **kept,
         )
 
@@ -196,6 +233,13 @@ class GenerateArguments:
         ends = self.eos_token_id if self.eos_token_id is not None else config.eos_token_id
         ends = [] if ends is None else ends if isinstance(ends, list | tuple) else [ends]
         return tuple(check_ids("eos_token_id", ends) + check_ids("stop_token_ids", self.stop_token_ids))
+
+    def _beams(self):
+        """A BeamOptions, or None of one beam."""
+        check_number("num_beams", self.num_beams, int, lambda value: value >= 1, "be at least 1")
+        if self.num_beams == 1:
+            return None
+        return BeamOptions(**{one.name: getattr(self, one.name) for one in fields(BeamOptions)})
 
     def _sampling(self, number):
         values = {one.name: getattr(self, one.name) for one in fields(SamplingOptions)}

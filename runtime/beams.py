@@ -51,7 +51,7 @@ class BeamOptions:
     def __post_init__(self):
         for name, (kind, test, words) in _RANGES.items():
             check_number(name, getattr(self, name), kind, test, words)
-        if self.early_stopping not in (False, True, "never"):
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise RequestError(f"early_stopping must be True, False or 'never', not {self.early_stopping!r}")
         if self.num_return_sequences > self.num_beams:
             raise RequestError(
@@ -207,9 +207,9 @@ class _Group:
         for one, reason in ended:
             if not (self._diverse and reason != "stop" and self._full and self._options.early_stopping is True):
                 self._finish(*one, reason)
-        running = np.flatnonzero([not reason for reason in reasons])
+        running = np.flatnonzero([reason != "stop" for reason in reasons])
         running = running[np.argsort(-values[running], kind="stable")][: self._size]
-        self.done = not running.size or self._is_done(values[0 if self._diverse else running[0]], new)
+        self.done = bool(end) or not running.size or self._is_done(values[0 if self._diverse else running[0]], new)
         if not running.size:
             return np.arange(self._size) % len(logs), np.zeros(self._size, np.int64)
         return self._follow(np.resize(running, self._size), running.size, values, beams, tokens, added)

@@ -138,15 +138,17 @@ class Job:
             if request.error:
                 self._fail(one.line, one.result, request.error)
                 return
-        sequences = [self._sequence(one, request) for request in one.requests]
+        sequences = [
+            self._sequence(one, request, found) for request in one.requests for found in request.hypotheses or [request]
+        ]
         one.result["prompt_tokens"] = len(one.requests[0].prompt)
         self._results.add(one.line, one.result | (sequences[0] if len(sequences) == 1 else {"sequences": sequences}))
 
-    def _sequence(self, one, request):
+    def _sequence(self, one, request, found):
         """One sequence's part of a result: text or ids first, then how it ended."""
         seed = {"seed": request.sampling.seed} if request.sampling.do_sample else {}
-        found = {"new_tokens": len(request.tokens), "finish_reason": request.finish_reason, **seed}
-        return self._generator.result(one.prompt, request, one.options) | found
+        end = {"new_tokens": len(found.tokens), "finish_reason": found.finish_reason, **seed}
+        return self._generator.result(one.prompt, request.prompt, found, one.options) | end
 
     def _fail(self, line, result, error):
         message = f"{line.where}: {one_line(error)}"

@@ -1,5 +1,6 @@
 """The Hugging Face-shaped front: pipeline("text-generation", model=…), as the model cards call it."""
 
+import itertools
 import operator
 
 import numpy as np
@@ -91,7 +92,7 @@ class TextGenerationPipeline:
         options = GenerateArguments.parse(arguments)
         if options.streamer and (len(texts) > 1 or options.num_return_sequences > 1):
             raise RequestError("streamer takes one prompt and one sequence")
-        count = options.num_return_sequences
+        count = options.requests_of_each
         requests = [request for text in texts for request in self.requests(text, options)]
         if options.streamer:
             end = _stream(requests[0], options.streamer)
@@ -99,12 +100,15 @@ class TextGenerationPipeline:
         if options.streamer:
             end()
         texts = [text for text in texts for _ in range(count)]
-        results = [self.result(text, request, options) for text, request in zip(texts, requests, strict=True)]
-        groups = [results[start : start + count] for start in range(0, len(results), count)]
+        results = [
+            [self.result(text, request.prompt, found, options) for found in request.hypotheses or [request]]
+            for text, request in zip(texts, requests, strict=True)
+        ]
+        groups = [[*itertools.chain(*results[start : start + count])] for start in range(0, len(results), count)]
         return groups if many else groups[0]
 
     def requests(self, text, options):
-        """The Requests that continue one prompt, one for each sequence.
+        """The Requests that continue one prompt: one for each sequence, or one with beams.
 
         Args:
             text: a text, or token ids.
@@ -115,7 +119,7 @@ class TextGenerationPipeline:
         """
         if self.tokenizer is None and (options.needs_text or not options.return_tensors):
             raise RequestError("the model has no tokenizer to write text with: ask for return_tensors=True alone")
-        prompt, count = self._encode(text, options), options.num_return_sequences
+        prompt, count = self._encode(text, options), options.requests_of_each
         return [options.request(prompt, number, self.config, self.tokenizer) for number in range(count)]
 
     def _encode(self, prompt, options):
@@ -132,19 +136,26 @@ class TextGenerationPipeline:
             ids = self.tokenizer.encode((options.prefix or "") + prompt)
         return options.fit(ids, self.config.n_ctx)
 
-    def result(self, text, request, options):
-        """What came of a prompt's Request: generated_text or generated_token_ids, and what else was asked for."""
+    def result(self, text, prompt, found, options):
+        """What came of a prompt: generated_text or generated_token_ids, and what else was asked for.
+
+        Args:
+            text: the prompt, as it was given.
+            prompt: its token ids.
+            found: the Request, or one of its hypotheses.
+            options: a runtime.arguments.GenerateArguments.
+        """
         if options.return_tensors:
-            ids = [*request.prompt, *request.tokens] if options.return_full_text else list(request.tokens)
+            ids = [*prompt, *found.tokens] if options.return_full_text else list(found.tokens)
             result = {"generated_token_ids": ids}
         elif options.return_full_text:
             # A text comes back as it was given, special tokens and all, as in transformers.
-            before = text if isinstance(text, str) else self.tokenizer.stream(request.prompt).before
-            result = {"generated_text": before + request.text}
+            before = text if isinstance(text, str) else self.tokenizer.stream(prompt).before
+            result = {"generated_text": before + found.text}
         else:
-            result = {"generated_text": request.text}
-        for name in options.kept:
-            value = getattr(request, name)
+            result = {"generated_text": found.text}
+        for name, attribute in options.kept.items():
+            value = getattr(found, attribute)
             result[name] = np.array(value) if name in ("scores", "logits") else value
         return result
 

@@ -1,5 +1,6 @@
 """The arguments of a call: names old and new, and combinations that make no sense."""
 
+import dataclasses
 import inspect
 
 import numpy as np
@@ -43,7 +44,11 @@ TRANSFORMERS = {
     "output_scores": True,
     "output_logits": True,
     "pad_token_id": 0,
+    "num_beams": 4,
+    "length_penalty": 2.0,
+    "early_stopping": "never",
 }
+OF_BEAMS = ("length_penalty", "early_stopping")
 
 
 def request(prompt=(1, 2, 3), number=0, config=CONFIG, **arguments):
@@ -54,16 +59,18 @@ def request(prompt=(1, 2, 3), number=0, config=CONFIG, **arguments):
 def test_transformers_arguments_are_known(name):
     its = pytest.importorskip("transformers").GenerationConfig()
     assert hasattr(its, name)
-    sampling = {"do_sample": True} if name != "do_sample" else {}
-    options = GenerateArguments.parse({name: TRANSFORMERS[name], **sampling})
+    sampling = {"do_sample": True} if name not in ("do_sample", "num_beams", *OF_BEAMS) else {}
+    beams = {"num_beams": 2} if name in OF_BEAMS else {}
+    options = GenerateArguments.parse({name: TRANSFORMERS[name], **sampling, **beams})
     assert getattr(options, name) == TRANSFORMERS[name] != GenerateArguments.DEFAULTS[name]
     assert options.request([1, 2, 3], 0, CONFIG, None)
 
 
 def test_every_argument_is_explained():
+    from runtime.beams import BeamOptions
     from runtime.sampling import SamplingOptions
 
-    told = inspect.getdoc(GenerateArguments) + inspect.getdoc(SamplingOptions)
+    told = inspect.getdoc(GenerateArguments) + inspect.getdoc(SamplingOptions) + inspect.getdoc(BeamOptions)
     assert [name for name in GenerateArguments.DEFAULTS if name not in told] == []
 
 
@@ -86,6 +93,17 @@ def test_arguments_reach_the_request():
     sampling = found.sampling
     assert (sampling.do_sample, sampling.top_p, sampling.top_k, sampling.seed) == (True, 0.5, 50, 6)
     assert sampling.logit_bias == {5: 1}
+
+
+def test_beams_reach_the_request():
+    arguments = {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5, "early_stopping": True}
+    found = request(**arguments, num_beam_groups=2, diversity_penalty=0.7)
+    assert dataclasses.asdict(found.beams) == arguments | {"num_beam_groups": 2, "diversity_penalty": 0.7}
+    drawn = request(**arguments, do_sample=True, seed=3)
+    assert drawn.sampling.do_sample and drawn.sampling.seed == 3 and drawn.beams.num_beams == 4
+    assert request(num_beams=1).beams is None and request().beams is None
+    assert GenerateArguments.parse(arguments).requests_of_each == 1
+    assert GenerateArguments.parse({"do_sample": True, "num_return_sequences": 3}).requests_of_each == 3
 
 
 def test_ends_of_text():
@@ -133,6 +151,21 @@ REFUSED = {
     "an unknown way": ({"handle_long_generation": "cut"}, "handle_long_generation .*'cut'"),
     "a streamer that is none": ({"streamer": 5}, "streamer"),
     "an end that is no id": ({"eos_token_id": "end"}, "eos_token_id .*'end'"),
+    "words by force": ({"force_words_ids": [[5]], "num_beams": 2}, "force_words_ids .*sequence_bias"),
+    "no beams": ({"num_beams": 0}, "num_beams .*0"),
+    "half a beam": ({"num_beams": 1.5}, "num_beams .*1.5"),
+    "more sequences than beams": ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences 3 .*num_beams 2"),
+    "a penalty of no beams": ({"length_penalty": 2.0}, "length_penalty .*num_beams"),
+    "an end of no beams": ({"early_stopping": True, "num_beams": 1}, "early_stopping .*num_beams"),
+    "groups of no beams": ({"num_beam_groups": 2, "diversity_penalty": 1.0}, "num_beam_groups .*num_beams"),
+    "groups that differ in nothing": ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups .*diversity_penalty"),
+    "drawn groups": (
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "do_sample": True},
+        "num_beam_groups .*do_sample",
+    ),
+    "a stream of beams": ({"num_beams": 2, "streamer": print}, "streamer .*num_beams"),
+    "log-probabilities of beams": ({"num_beams": 2, "logprobs": 0}, "logprobs .*num_beams"),
+    "logits of beams": ({"num_beams": 2, "output_logits": True}, "output_logits .*num_beams"),
     "no room": ({"max_length": 3}, "max_length 3 .*prompt of 3"),
     "least above most": ({"max_new_tokens": 5, "min_length": 10}, "7 new tokens .* 5"),
 }

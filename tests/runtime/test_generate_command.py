@@ -117,6 +117,19 @@ def test_the_rarer_arguments_reach_the_pipeline(generate, demo_folder):
         assert generate(demo_folder, prompt, *options)[:2] == (0, expected["generated_text"] + "\n")
 
 
+def test_beams_are_lines_of_json(generate, demo_folder):
+    generator = pipeline("text-generation", model=demo_folder)
+    expected = generator(PROMPT, max_new_tokens=7, num_beams=3, num_return_sequences=2, early_stopping="never")
+    options = ("--max-new-tokens", 7, "--num-beams", 3, "--num-return-sequences", 2, "--early-stopping", "never")
+    code, out, err = generate(demo_folder, PROMPT, *options)
+    assert (code, err) == (0, "")
+    sequences = json.loads(out)["sequences"]
+    assert [one["generated_text"] for one in sequences] == [one["generated_text"] for one in expected]
+    assert [(one["new_tokens"], one["finish_reason"]) for one in sequences] == [(7, "length")] * 2
+    code, _, err = generate(demo_folder, PROMPT, "--early-stopping", "soon", "--num-beams", 3)
+    assert code == 1 and err == "error: early_stopping must be true, false or never, not 'soon'\n"
+
+
 def test_several_prompts_are_lines_of_json_in_their_order(generate, demo_folder):
     code, out, err = generate(demo_folder, "--max-new-tokens", 5, "--", PROMPT, "import", "-x")
     assert (code, err) == (0, "")

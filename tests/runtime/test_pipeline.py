@@ -8,6 +8,7 @@ from conftest import DECODABLE, GOLDEN, PADDING, TINY_PYTHON, Reference
 
 import neo_tf
 from neo_tf.errors import CheckpointError, RequestError
+from runtime.beams import Hypothesis
 from runtime.pipeline import pipeline
 from runtime.stopping import Stopping
 
@@ -298,6 +299,49 @@ def test_a_long_prompt_may_lose_its_beginning(generator, transformers_generator)
     prompt, arguments = "x = 1\n" * 300, {"max_new_tokens": 9, "handle_long_generation": "hole"}
     transformers_generator.tokenizer.model_max_length = 512
     assert generator(prompt, **arguments) == transformers_generator(prompt, do_sample=False, **arguments)
+
+
+BEAMS = {
+    "one": {"num_beams": 4},
+    "several": {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.0},
+    "ends": {"num_beams": 3, "num_return_sequences": 3, "eos_token_id": [222, 66], "early_stopping": True},
+    "processors": {"num_beams": 5, "num_return_sequences": 2, "no_repeat_ngram_size": 2, "repetition_penalty": 1.2},
+}
+
+
+@pytest.mark.parametrize("case", BEAMS)
+def test_texts_of_beams_and_their_shape_are_transformers(generator, transformers_generator, case):
+    for prompt in (PROMPT, [PROMPT, "import os\n\nclass A:"]):
+        arguments = {"max_new_tokens": 16} | BEAMS[case]
+        assert generator(prompt, **arguments) == transformers_generator(prompt, do_sample=False, **arguments)
+
+
+def test_beams_come_back_best_first_as_transformers_lists_them(generator, monkeypatch):
+    """One request for each prompt; what beam search finds is tests/runtime/test_beams.py's to say."""
+    asked = []
+
+    def generate(requests):
+        for request in requests:
+            asked.append(request.prompt)
+            for number in range(request.beams.num_return_sequences):
+                tokens = generator.tokenizer.encode(f" pass{number}")
+                request.hypotheses.append(Hypothesis(tokens, -1.5 - number, "stop", [-0.5] * len(tokens)))
+                request.hypotheses[-1].text = generator.tokenizer.decode(tokens)
+        return requests
+
+    monkeypatch.setattr(generator.engine, "generate", generate)
+    beams = {"num_beams": 3, "num_return_sequences": 2}
+    assert generator([PROMPT, "x"], **beams) == [
+        [{"generated_text": f"{prompt} pass{number}"} for number in range(2)] for prompt in (PROMPT, "x")
+    ]
+    assert asked == [generator.tokenizer.encode(prompt) for prompt in (PROMPT, "x")]
+    assert generator(PROMPT, num_beams=3) == [{"generated_text": PROMPT + " pass0"}]
+    (found, other) = generator(PROMPT, **beams, output_scores=True, return_full_text=False)
+    assert (found["generated_text"], found["sequence_score"], other["sequence_score"]) == (" pass0", -1.5, -2.5)
+    assert found["token_scores"] == [-0.5] * len(generator.tokenizer.encode(" pass0"))
+    assert new_tokens(generator(PROMPT, **beams, **NEW_IDS)) == [
+        generator.tokenizer.encode(f" pass{number}") for number in range(2)
+    ]
 
 
 # ---- streaming
