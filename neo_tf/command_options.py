@@ -1,5 +1,6 @@
 """Arguments and options that several commands take."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -30,3 +31,11 @@ def whole_numbers(name, text):
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise RequestError(f"{name} must be whole numbers with commas between, as 1,2,4, not {text!r}") from None
+
+
+def bytes_of(name, text):
+    """ "500MB" or "1.5 GB" -> bytes; powers of 1000, as they are shown."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
+    if not found or not float(found[1]):
+        raise RequestError(f"{name} must be a size such as 2GB or 500MB, not {text!r}")
+    return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))

@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from neo_tf.command_options import ChosenPrecision, Device, Model, MoePolicy, Revision, Threads, TokenizerPath
+from neo_tf.command_options import (
+    ChosenPrecision,
+    Device,
+    Model,
+    MoePolicy,
+    Revision,
+    Threads,
+    TokenizerPath,
+    bytes_of,
+)
 from neo_tf.console import console, export_progress, token_progress
 from neo_tf.errors import OutputError, RequestError
 from neo_tf.generate_options import RESULTS, read_options, takes_options
@@ -52,6 +61,9 @@ def generate(
         bool, _option("Write an error for a prompt that cannot be served, and go on.", "--skip-errors")
     ] = False,
     batch_size: Annotated[int, _option("So many run together.", min=1)] = BATCH_SIZE,
+    cache_memory: Annotated[
+        str | None, _option("Of their caches at most, as 2GB or 500MB; most of what is free by default.")
+    ] = None,
     as_json: Annotated[
         bool, _option("One prompt too as a line of JSON, with all that is known of it.", "--json", panel=RESULTS)
     ] = False,
@@ -72,6 +84,7 @@ def generate(
 
     arguments = read_options(arguments)
     GenerateArguments.parse(arguments)  # what is wrong is said before a model is exported or loaded
+    cache_bytes = cache_memory and bytes_of("cache_memory", cache_memory)
     if prompts and input_file:
         raise RequestError("PROMPT and --input are both given: one source is enough")
     to_file = output and str(output) != "-"
@@ -85,7 +98,9 @@ def generate(
     def load(slots):
         chosen = precision and precision.value
         folder = resolve_model(model, tokenizer, revision, export_progress, moe_policy, chosen)
-        return folder, TextGenerationPipeline(folder, tokenizer, device, slots, threads, chosen)
+        return folder, TextGenerationPipeline(
+            folder, tokenizer, device, slots, threads, chosen, cache_bytes=cache_bytes
+        )
 
     more = any(name in arguments for name in _MORE_THAN_TEXT)
     if not (input_file or output or as_json or more) and len(prompts) == 1:
@@ -98,6 +113,7 @@ def generate(
         if prompts:
             each = max(arguments.get(name, 1) for name in ("num_return_sequences", "num_beams"))
             batch_size = min(batch_size, len(prompts) * each)
+        batch_size = max(batch_size, arguments.get("num_beams", 1))
         folder, generator = load(batch_size)
         job = {
             "model": fingerprint(folder, tokenizer),

@@ -12,7 +12,7 @@ from neo_tf.command_options import whole_numbers
 from neo_tf.errors import RequestError
 
 LENGTH, SAMPLING, BEAMS = "Length and end", "Sampling", "Beams"  # panels of the help
-PENALTIES, RESULTS = "Penalties", "Results"
+PENALTIES, SPEED, RESULTS = "Penalties", "Speed", "Results"
 # Arguments of a pipeline's call that a command line has no use for: functions, arrays, and what does nothing.
 LEFT_OUT = ("streamer", "logits_processor", "output_scores", "output_logits", "pad_token_id")
 
@@ -91,6 +91,10 @@ OPTIONS = {
     "sequence_bias": _Option(PENALTIES, "Added where a sequence would end, as [[[7, 8], -2.5]].", **_JSON),
     "return_full_text": _Option(RESULTS, "Whether the prompt is shown before its text; it is by default.", bool),
     "prefix": _Option(RESULTS, "A text that goes before prompts, and is not shown.", str),
+    "prompt_lookup_num_tokens": _Option(
+        SPEED, "Guess so many tokens where a text repeats itself or its prompt: faster there, and the same text.", int
+    ),
+    "max_matching_ngram_size": _Option(SPEED, "Guess from where the last so many came before; 3 by default.", int),
     "num_return_sequences": _Option(RESULTS, "So many texts of each prompt; with --do-sample or --num-beams.", int),
     "return_tensors": _Option(RESULTS, "Token ids in place of text.", bool, names=("--return-tensors",)),
     "logprobs": _Option(RESULTS, "Log-probabilities of tokens, and of the so many likeliest.", **_COUNT),

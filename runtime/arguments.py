@@ -26,7 +26,8 @@ _FLAGS = ("do_sample", "renormalize_logits", "return_full_text", "return_tensors
 _FLAGS += ("output_scores", "output_logits")
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _OF_BEAMS = ("length_penalty", "early_stopping", "num_beam_groups", "diversity_penalty")
-_OF_ONE_SEQUENCE = ("streamer", "logprobs", "prompt_logprobs", "output_logits")
+_OF_ONE_SEQUENCE = ("streamer", "logprobs", "prompt_logprobs", "output_logits", "prompt_lookup_num_tokens")
+_OF_LOOKUP = ("prompt_lookup_num_tokens", "max_matching_ngram_size")
 _KEPT = {
     "logprobs": ("token_logprobs", "top_logprobs"),
     "prompt_logprobs": ("prompt_token_logprobs", "prompt_top_logprobs"),
@@ -58,6 +59,8 @@ class GenerateArguments:
         prefix: a text that goes before prompts, and does not come back.
         handle_long_generation: "hole" leaves out the beginning of a prompt that is too long.
         streamer: called as streamer(text) with each piece of new text; or with transformers' put and end. One prompt.
+        prompt_lookup_num_tokens, max_matching_ngram_size: see Request: the same text, faster where it repeats itself
+            or its prompt.
         logprobs: adds token_logprobs and top_logprobs of so many tokens: see Request.
         prompt_logprobs: adds prompt_token_logprobs and prompt_top_logprobs.
         output_scores, output_logits: adds scores or logits, float32 [new tokens, n_vocab]. With beams output_scores
@@ -83,6 +86,8 @@ class GenerateArguments:
         "return_tensors": False,
         "prefix": None,
         "handle_long_generation": None,
+        "prompt_lookup_num_tokens": None,
+        "max_matching_ngram_size": 3,
         "streamer": None,
         "logprobs": None,
         "prompt_logprobs": None,
@@ -113,6 +118,9 @@ class GenerateArguments:
                 raise RequestError(f"{name} must be True or False, not {getattr(options, name)!r}")
             setattr(options, name, bool(getattr(options, name)))
         options._sampling(0)
+        for name in _OF_LOOKUP:
+            if getattr(options, name) is not None:
+                check_number(name, getattr(options, name), int, lambda value: value > 0, "be greater than 0")
         options._beams()
         options._check_together()
         return options
@@ -146,6 +154,8 @@ class GenerateArguments:
         for name in _OF_SAMPLING:
             if not self.do_sample and getattr(self, name) != self.DEFAULTS[name]:
                 raise RequestError(f"{name} needs do_sample=True: without it the most likely token is taken")
+        if self.prompt_lookup_num_tokens is None and self.max_matching_ngram_size != self.DEFAULTS[_OF_LOOKUP[1]]:
+            raise RequestError("max_matching_ngram_size needs prompt_lookup_num_tokens: without it nothing is guessed")
         self._check_beams()
         if self.prefix is not None and not isinstance(self.prefix, str):
             raise RequestError(f"prefix must be a text, not {self.prefix!r}")
@@ -203,7 +213,7 @@ class GenerateArguments:
         stops = self._stops(config)
         if self.exponential_decay_length_penalty and not stops:
             raise RequestError("exponential_decay_length_penalty needs an eos_token_id: the model has none")
-        kept = {name: getattr(self, name) for name in ("max_time", "include_stop_str_in_output", *_KEPT)}
+        kept = {name: getattr(self, name) for name in ("max_time", "include_stop_str_in_output", *_KEPT, *_OF_LOOKUP)}
         return Request(
             prompt,
             limit,

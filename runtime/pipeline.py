@@ -26,6 +26,8 @@ def pipeline(
     batch_size=8,
     threads=None,
     precision=None,
+    cache_bytes=None,
+    prefix_cache_bytes=None,
 ):
     """A text generator.
 
@@ -39,6 +41,7 @@ def pipeline(
         batch_size: sequences that are decoded together.
         threads: CPU threads; ONNX Runtime's choice where None.
         precision: one of an ONNX folder's, its first where None; or what a checkpoint is exported in, fp32 where None.
+        cache_bytes, prefix_cache_bytes: memory of the caches at most; see runtime.engine.Engine.
 
     Returns:
         A TextGenerationPipeline.
@@ -59,7 +62,8 @@ def pipeline(
     if batch_size < 1:
         raise RequestError(f"batch_size must be at least 1, not {batch_size}")
     folder = resolve_model(model, tokenizer, revision, moe_policy=moe_policy, precision=precision)
-    return TextGenerationPipeline(folder, tokenizer, device, batch_size, threads, precision)
+    memory = {"cache_bytes": cache_bytes, "prefix_cache_bytes": prefix_cache_bytes}
+    return TextGenerationPipeline(folder, tokenizer, device, batch_size, threads, precision, **memory)
 
 
 class TextGenerationPipeline:
@@ -67,10 +71,10 @@ class TextGenerationPipeline:
 
     task = TASK
 
-    def __init__(self, folder, tokenizer=None, device=None, batch_size=8, threads=None, precision=None):
+    def __init__(self, folder, tokenizer=None, device=None, batch_size=8, threads=None, precision=None, **memory):
         self.session = Session(folder, slots=batch_size, device=device, threads=threads, precision=precision)
         self.config = self.session.config
-        self.engine = Engine(self.session)
+        self.engine = Engine(self.session, **memory)
         where = tokenizer or folder
         self.tokenizer = Tokenizer(where) if tokenizer or (folder / TOKENIZER_FILE).is_file() else None
 

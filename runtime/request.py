@@ -157,5 +157,6 @@ class Request:
         if not self.beams:
             return
         for name in (*_OF_TOKENS, "prompt_lookup_num_tokens"):
-            if getattr(self, name) not in (None, False):
+            value = getattr(self, name)
+            if value is not None and value is not False:
                 raise RequestError(f"{name} does not go with beams: their tokens are known in the end alone")

@@ -9,6 +9,7 @@ from conftest import GOLDEN
 from neo_tf.cli import main
 from neo_tf.generate_options import LEFT_OUT, OPTIONS
 from runtime.arguments import GenerateArguments
+from runtime.lookup import PromptLookup
 from runtime.pipeline import pipeline
 
 PROMPT = "def read_lines(path):"
@@ -37,6 +38,29 @@ def test_the_text_is_the_pipelines(generate, demo_folder):
     options = ("--do-sample", "--temperature", 1.3, "--top-k", 7, "--top-p", 0.9, "--seed", 4)
     assert generate(demo_folder, PROMPT, "--max-new-tokens", 30, *options)[1] == drawn["generated_text"] + "\n"
     assert drawn != greedy
+
+
+def test_prompt_lookup_changes_nothing_but_the_steps(generate, demo_folder, monkeypatch):
+    guessed, guess = [], PromptLookup.guess
+    monkeypatch.setattr(PromptLookup, "guess", lambda *a: guessed.append(guess(*a)) or guessed[-1])
+    text = generate(demo_folder, PROMPT, "--max-new-tokens", 120)[1]
+    assert not guessed
+    options = ("--max-new-tokens", 120, "--prompt-lookup-num-tokens", 8, "--max-matching-ngram-size", 4)
+    assert generate(demo_folder, PROMPT, *options)[1] == text
+    assert any(guessed)
+    code, out, err = generate(demo_folder, PROMPT, "--max-matching-ngram-size", 4)
+    assert (code, out) == (1, "") and "needs prompt_lookup_num_tokens" in err
+
+
+def test_the_memory_of_caches_is_limited(generate, demo_folder):
+    prompts = (PROMPT, "import os", "class A")
+    expected = generate(demo_folder, *prompts, "--max-new-tokens", 20)
+    assert generate(demo_folder, *prompts, "--max-new-tokens", 20, "--cache-memory", "1.5MB") == expected
+    code, out, err = generate(demo_folder, *prompts, "--max-new-tokens", 400, "--cache-memory", "1 MB")
+    assert (code, out) == (1, "") and "the limit is 1.0 MB" in err and err.count("\n") == 1
+    for wrong in ("much", "0", "-1GB", "1QB"):
+        code, out, err = generate(demo_folder, PROMPT, "--cache-memory", wrong)
+        assert (code, out) == (1, "") and "must be a size such as 2GB" in err
 
 
 def test_arguments_reach_the_pipeline(generate, demo_folder):
