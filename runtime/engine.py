@@ -42,6 +42,11 @@ class Engine:
         self._any_cancelled = False
         self.ended = []  # requests that ended in the last step
 
+    @property
+    def free_slots(self):
+        """How many slots nobody is in."""
+        return self._slots.free
+
     def generate(self, requests):
         """Runs requests to their ends and returns them. All are checked before the first one starts.
 

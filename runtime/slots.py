@@ -64,6 +64,11 @@ class Slots:
         self._promise(target, self._promised.pop(source))
 
     @property
+    def free(self):
+        """How many are free."""
+        return len(self._free)
+
+    @property
     def lowest_free(self):
         """The lowest free slot, or None."""
         return self._free[0] if self._free else None

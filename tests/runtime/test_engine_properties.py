@@ -95,6 +95,6 @@ def test_any_schedule(exported, monkeypatch, name):
             else:
                 assert_same(request, expected)
         # No slot is lost, and none is promised to anybody.
-        assert engine._slots._free == list(range(SLOTS)) and not engine._slots._promised
+        assert engine.free_slots == SLOTS and not engine._slots._promised
 
     run()
