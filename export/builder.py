@@ -186,11 +186,15 @@ class Scope:
         )
         return names[0] if len(names) == 1 else tuple(names)
 
-    def float32(self, x, **settings):
+    def float32(self, x):
         """x in float32, for what the graph's own type is too short or too narrow for."""
-        if self.graph.precision.dtype != np.float32:
-            return self.op("Cast", x, to=TensorProto.FLOAT, **settings)
-        return self.op("Identity", x, **settings) if settings else x
+        return x if self.graph.precision.dtype == np.float32 else self.op("Cast", x, to=TensorProto.FLOAT)
+
+    def result(self, x, name):
+        """Names what the last node made as a graph's output; an Identity would copy it."""
+        assert list(self.graph.nodes[-1].output) == [x]
+        self.graph.nodes[-1].output[0] = name
+        return name
 
     def native(self, x):
         """x, which is float32, in the graph's own type."""

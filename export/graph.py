@@ -44,16 +44,13 @@ def build_decoder(checkpoint, weight_file, precision=None):
     step's tokens included; total_sequence_length int32, the longest row's length; logits_start int64 [1], the first
     of this step's tokens whose logits come out; past_key_values.{i}.key|value. Past and present are meant to be one
     buffer. total_sequence_length and logits_start are read by the host: on CUDA they stay in its memory.
-    Outputs: logits float32 [batch, kept, n_vocab]; next_tokens int64 [batch, kept], their argmax;
-    present.{i}.key|value.
+    Outputs: logits float32 [batch, kept, n_vocab]; present.{i}.key|value.
     """
     graph, cache = _windowed_graph("decoder", checkpoint, weight_file, precision)
     graph.input("logits_start", np.int64, [1])
     graph.output("logits", np.float32, ["batch_size", "kept", checkpoint.config.n_vocab])
-    graph.output("next_tokens", np.int64, ["batch_size", "kept"])
     cache.declare()
-    logits = _body(graph, checkpoint.config, cache, "logits_start")
-    graph.root["head"].op("ArgMax", logits, axis=-1, keepdims=0, out=["next_tokens"])
+    _body(graph, checkpoint.config, cache, "logits_start")
     return graph.model()
 
 

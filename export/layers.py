@@ -243,15 +243,16 @@ def embed(input_ids, position_ids, scope, config):
 
 def look_up(input_ids, scope, config):
     """Rows of the token embedding: int64 [batch, seq] -> [batch, seq, embd]; it is the head's tensor."""
-    bits, inner = scope.graph.precision.ends, scope["wte"]
-    if bits is None or config.n_embd % block_size(config.n_embd):
+    precision, inner = scope.graph.precision, scope["wte"]
+    bits, block = precision.ends, block_size(config.n_embd, precision.ends, precision.target)
+    if bits is None or config.n_embd % block:
         return inner.op("Gather", head_weight("wte", scope, config), input_ids)
-    if scope.graph.precision.standard:
+    if precision.standard:
         return standard_look_up(input_ids, scope, config)
-    rows = padded_outputs(config.n_vocab, scope.graph.precision)
+    rows = padded_outputs(config.n_vocab, precision)
     integers, scales = blocks(scope, ["wte"], "wte", config.n_vocab, config.n_embd, bits, lambda wte: wte, rows)
     view = scope.graph.add_view(f"{integers}/rows", np.uint8, (rows, config.n_embd * bits // 8), integers)
-    settings = {"bits": bits, "block_size": block_size(config.n_embd), "gather_axis": 0, "quantize_axis": 1}
+    settings = {"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
     return inner.op("GatherBlockQuantized", view, input_ids, scales, domain=MICROSOFT, **settings)
 
 
@@ -270,7 +271,7 @@ def unembed(h, scope, config):
     head, constant, precision = scope["head"], scope.graph.constant, scope.graph.precision
     if config.no_weight_tie:
         logits = linear(h, scope["wte_final_linear"]["conv1d_main"]["linear_out"])
-        return head.float32(logits, out=["logits"])
+        return head.result(head.float32(logits), "logits")
     h = layer_norm(h, scope["ln_f"], config)
     name, bits = "lm_head" if config.untied_lm_head else "wte", precision.ends
     rows = padded_outputs(config.n_vocab, precision)
@@ -288,4 +289,4 @@ def unembed(h, scope, config):
         logits = head.op("FusedMatMul", h, head_weight(name, scope, config), domain=MICROSOFT, transB=1)
     if rows > config.n_vocab:
         logits = head.op("Slice", logits, constant([0]), constant([config.n_vocab]), constant([2]))
-    return head.float32(logits, out=["logits"])
+    return head.result(head.float32(logits), "logits")

@@ -32,7 +32,7 @@ def block_matmul(x, place, weight, outputs, inputs, bits):
         K=inputs,
         N=outputs,
         bits=bits,
-        block_size=block_size(inputs),
+        block_size=block_size(inputs, bits, place.graph.precision.target),
         accuracy_level=4,  # products in int8: float32 ones take ten times as long on a CPU
     )
 
@@ -42,13 +42,13 @@ def blocks(scope, names, name, outputs, inputs, bits, function, rows=None):
 
     rows: of them as they are stored, those beyond the outputs zeros; see padded_outputs.
     """
-    dtype, rows = scope.graph.precision.dtype, rows or outputs
-    block = block_size(inputs)
+    precision, rows = scope.graph.precision, rows or outputs
+    dtype, block = precision.dtype, block_size(inputs, bits, precision.target)
     count = -(-inputs // block)
     shapes = (rows, count, block * bits // 8), (rows, count)
 
     def compute(*variables):
-        return quantise(padded(function(*variables), rows), bits, dtype, scope.moments(name))
+        return quantise(padded(function(*variables), rows), bits, block, dtype, scope.moments(name))
 
     return scope.derived_pair(typed(f"{name}/int{bits}", dtype), (np.uint8, dtype), shapes, compute, *names)
 

@@ -10,8 +10,9 @@ from neo_tf.errors import CheckpointError, RequestError
 _ROWS = 4096  # quantised at a time: bounds the memory
 # The scales that are tried for a block of 4 bits, as parts of the one that reaches its largest value.
 _TRIALS = np.linspace(0.80, 1.04, 13, dtype=np.float32)
-# Inputs of an output feature that share a scale: fewer are more exact, more are faster. See docs/precisions.md.
-_BLOCK, _SMALL_BLOCK = 128, 32
+# Inputs of an output feature that share a scale: fewer are more exact, more are faster. See docs/precisions.md. 8 bits
+# are exact enough with 256, which CUDA's fast kernels do not take.
+_BLOCKS, _BLOCKS_OF_INT8 = (128, 32), (256, 128, 32)
 _DAMPING = 0.01  # of the mean second moment, added to each: what a text left out may still come
 
 
@@ -94,12 +95,13 @@ def cast(value, dtype, name):
     return rounded
 
 
-def block_size(inputs):
+def block_size(inputs, bits, target="cpu"):
     """Inputs that share a scale, of a matrix with so many."""
-    return _BLOCK if inputs % _BLOCK == 0 else _SMALL_BLOCK
+    sizes = _BLOCKS_OF_INT8 if bits == 8 and target == "cpu" else _BLOCKS
+    return next((size for size in sizes if inputs % size == 0), sizes[-1])
 
 
-def quantise(weight, bits, dtype=np.float32, moments=None):
+def quantise(weight, bits, block, dtype=np.float32, moments=None):
     """Rounds each block of inputs to integers with a common scale.
 
     value = (integer - 2 ** (bits - 1)) * scale, as MatMulNBits and GatherBlockQuantized read it. Each weight goes to
@@ -108,14 +110,14 @@ def quantise(weight, bits, dtype=np.float32, moments=None):
     Args:
         weight: float32 [outputs, inputs].
         bits: 8 or 4.
+        block: inputs that share a scale: see block_size.
         dtype: of the scales.
         moments: X^T X of the X [tokens, inputs] that the weight is multiplied with, [inputs, inputs]; or None.
 
     Returns:
-        (uint8 [outputs, blocks, block * bits / 8], scales [outputs, blocks]); block is block_size(inputs).
+        (uint8 [outputs, blocks, block * bits / 8], scales [outputs, blocks]).
     """
     outputs, inputs = weight.shape
-    block = block_size(inputs)
     blocks = -(-inputs // block)
     packed = np.empty((outputs, blocks, block * bits // 8), np.uint8)
     scales = np.empty((outputs, blocks), dtype)

@@ -31,20 +31,20 @@ def standard_matmul(x, scope, place, names, name, inputs, outputs):
     bits = scope.graph.precision.layers
     # [inputs, outputs], in blocks of inputs: ONNX Runtime makes a MatMulNBits of these two nodes by itself.
     integers, scales = _blocks(scope, names, name, (outputs, inputs), bits, lambda *w: np.concatenate(w, 1).T, True)
-    return place.op("MatMul", x, _dequantised(place, integers, scales, 0, block_size(inputs)))
+    return place.op("MatMul", x, _dequantised(place, integers, scales, 0, block_size(inputs, bits)))
 
 
 def standard_look_up(input_ids, scope, config):
     """layers.look_up: rows of the quantised embedding, int64 [batch, seq] -> [batch, seq, embd]."""
     integers, scales = standard_embedding(scope, "wte", config)
-    op, block = scope["wte"].op, block_size(config.n_embd)
+    op, block = scope["wte"].op, block_size(config.n_embd, scope.graph.precision.ends)
     rows = [op("Gather", part, input_ids) for part in (integers, scales)]
     return _dequantised(scope["wte"], *rows, 2, block)
 
 
 def standard_head(h, scope, name, config):
     """The head's product, as layers.unembed has it: [batch, seq, embd] -> [batch, seq, n_vocab]."""
-    head, block = scope["head"], block_size(config.n_embd)
+    head, block = scope["head"], block_size(config.n_embd, scope.graph.precision.ends)
     embedding = _dequantised(head, *standard_embedding(scope, name, config), 1, block)
     constant = scope.graph.constant
     shape = head.op("Concat", head.op("Shape", h, start=0, end=2), constant([config.n_vocab]), axis=0)
@@ -65,12 +65,13 @@ def _dequantised(place, integers, scales, axis, block):
 
 def _blocks(scope, names, name, shape, bits, function, transpose):
     """Initializers (integers, scales) of function(variables), float32 [outputs, inputs], quantised along inputs."""
-    (outputs, inputs), block = shape, block_size(shape[1])
+    (outputs, inputs), block = shape, block_size(shape[1], bits)
     sizes = (outputs, inputs), (outputs, -(-inputs // block))
     sizes = tuple(size[::-1] for size in sizes) if transpose else sizes
 
     def compute(*variables):
-        packed, scales = quantise(np.ascontiguousarray(function(*variables)), bits, moments=scope.moments(name))
+        weight = np.ascontiguousarray(function(*variables))
+        packed, scales = quantise(weight, bits, block, moments=scope.moments(name))
         if bits == 4:
             packed = np.stack([packed & 15, packed >> 4], axis=-1)
         # As integers around 0, [outputs, inputs], without what filled the last block.

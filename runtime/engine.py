@@ -171,19 +171,24 @@ class Engine:
             if self.prefixes:
                 sequence.cached = self.prefixes.load(slot, sequence.keys)
         begin = sequence.cached
-        chunk = request.prompt[begin : begin + PREFILL_CHUNK]
-        last = begin + len(chunk) == len(request.prompt)
+        end = len(request.prompt)
+        # Where prompts have a graph of their own, without logits, the last token is decoded with the others' tokens.
+        joins = self.session.has_prompt_graph and sequence.joins
+        chunk = request.prompt[begin : min(begin + PREFILL_CHUNK, end - joins)]
         wanted = request.prompt_logprobs is not None
-        logits = self.session.prefill(slot, chunk, begin, keep=0 if wanted else 1 if last else None)
-        sequence.cached += len(chunk)
-        if wanted:
-            sequence.see_prompt(begin, logits)
-        if self.prefixes:
-            self.prefixes.save(slot, sequence.keys, begin, sequence.cached)
-        if last:
+        if len(chunk):
+            last = begin + len(chunk) == end
+            logits = self.session.prefill(slot, chunk, begin, keep=0 if wanted else 1 if last else None)
+            sequence.cached += len(chunk)
+            if wanted:
+                sequence.see_prompt(begin, logits)
+            if self.prefixes:
+                self.prefixes.save(slot, sequence.keys, begin, sequence.cached)
+        if sequence.cached == end - joins:
             self._prefilling.popleft()
             self._running.append(sequence)
-            self._choose(sequence, logits[-1:])
+            if not joins:
+                self._choose(sequence, logits[-1:])
 
     def _decode(self):
         if len(self._running) == 1 and self._decode_guessed(self._running[0]):

@@ -33,8 +33,13 @@ class Sequence:
 
     @property
     def inputs(self):
-        """The next token to run, for each slot."""
-        return self.request.tokens[-1:]
+        """The next token to run, for each slot: the last so far."""
+        return self.request.tokens[-1:] or self.request.prompt[-1:]
+
+    @property
+    def joins(self):
+        """Whether its prompt's last token may be run as the new ones are."""
+        return self.request.prompt_logprobs is None
 
     @property
     def left(self):

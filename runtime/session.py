@@ -178,10 +178,8 @@ class _Step:
         if logits is not None:
             self.logits, keep = logits, logits.shape[1]
             self.logits_start = np.array([tokens - keep], np.int64)
-            self.next_tokens = np.empty((rows, keep), np.int64)
             inputs.append("logits_start")
-            for name in ("logits", "next_tokens"):
-                self._bind(self.binding.bind_output, name)
+            self._bind(self.binding.bind_output, "logits")
         for name in inputs:
             self._bind(self.binding.bind_input, name)
 

@@ -10,7 +10,7 @@ from test_precision import nll, restore
 import export.calibrate
 import neo_tf
 from export.calibrate import MAX_TOKENS, Calibration
-from export.precision import quantise
+from export.precision import block_size, quantise
 from neo_tf.cli import main
 from neo_tf.errors import CheckpointError, RequestError
 from runtime.session import Session
@@ -33,7 +33,7 @@ def correlated(tokens, inputs, seed=0):
 
 
 def rounded(weight, bits, moments=None, dtype=np.float32):
-    packed, scales = quantise(weight, bits, dtype, moments)
+    packed, scales = quantise(weight, bits, block_size(weight.shape[1], bits), dtype, moments)
     return restore(packed, scales.astype(np.float32), bits)[:, : weight.shape[1]]
 
 
@@ -55,7 +55,7 @@ def test_each_weight_is_the_best_that_those_before_it_leave(bits):
     """Against the definition: with the later weights free, no other step of weight j is better."""
     x, weight = correlated(500, 32), np.random.default_rng(1).standard_normal((3, 32)).astype(np.float32)
     moments = (x.T @ x).astype(np.float64)
-    packed, scales = quantise(weight, bits, moments=moments)
+    packed, scales = quantise(weight, bits, 32, moments=moments)
     result = restore(packed, scales, bits)
     damped = moments + 0.01 * np.diag(moments).mean() * np.eye(32)
     for at in range(32):
@@ -76,9 +76,9 @@ def test_each_weight_is_the_best_that_those_before_it_leave(bits):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_inputs_that_do_not_depend_on_each_other_take_the_nearest_steps(bits):
     weight = np.random.default_rng(0).standard_normal((5000, 96)).astype(np.float32)
-    expected = quantise(weight, bits)
+    expected = quantise(weight, bits, 32)
     for moments in (np.eye(96), np.zeros((96, 96)), 5 * np.eye(96, dtype=np.float32)):
-        for found, plain in zip(quantise(weight, bits, moments=moments), expected, strict=True):
+        for found, plain in zip(quantise(weight, bits, 32, moments=moments), expected, strict=True):
             np.testing.assert_array_equal(found, plain)
 
 

@@ -11,7 +11,7 @@ from conftest import DECODABLE, GOLDEN, PADDING, TINY_PYTHON, TOLERANCE, Referen
 from onnx.reference import ReferenceEvaluator
 
 import neo_tf
-from export.precision import quantise
+from export.precision import block_size, quantise
 from export.verify import LIMITS
 from neo_tf.cache_layout import cache_parts
 from neo_tf.errors import CheckpointError, RequestError
@@ -111,7 +111,7 @@ def test_no_node_is_foreign_and_verify_passes(standard, source, precision):
 
 def rounded(weight, bits):
     """What the integers and scales of the fused operators stand for: float32 [outputs, inputs]."""
-    packed, scales = quantise(weight.detach().numpy(), bits)
+    packed, scales = quantise(weight.detach().numpy(), bits, block_size(weight.shape[1], bits))
     if bits == 4:
         packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
     values = (packed.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]
