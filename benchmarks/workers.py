@@ -20,7 +20,8 @@ class NeoTF:
         from runtime.session import Session
 
         session = Session(folder, slots=batch, threads=threads or None, precision=precision)
-        self.request, self.engine = Request, Engine(session)
+        # Every round has the same prompts: none must be known from the one before.
+        self.request, self.engine = Request, Engine(session, prefix_cache_bytes=0)
 
     def generate(self, prompts, count, first):
         """Greedy continuations of prompts of one length, and the first token's time where it is asked for.

@@ -12,9 +12,21 @@ from typing import Annotated
 import typer
 
 import neo_tf
-from neo_tf.console import byte_progress, console, count_progress, results, summary_table
+from neo_tf.command_options import (
+    ChosenPrecision,
+    Device,
+    Model,
+    MoePolicy,
+    Precision,
+    Revision,
+    Threads,
+    TokenizerPath,
+    whole_numbers,
+)
+from neo_tf.console import byte_progress, console, count_progress, export_progress, results, summary_table
 from neo_tf.errors import NeoTFError, OutputError, RequestError, one_line
-from neo_tf.onnx_folder import PRECISIONS, find_precision, read_config
+from neo_tf.generate_command import generate
+from neo_tf.onnx_folder import find_precision, read_config
 from neo_tf.output import new_file, readable_bytes
 
 app = typer.Typer(
@@ -32,9 +44,6 @@ class Format(StrEnum):
     keras = "keras"
     huggingface = "huggingface"
     mesh_tf = "mesh-tf"
-
-
-Precision = StrEnum("Precision", [(name, name) for name in PRECISIONS])
 
 
 class Ops(StrEnum):
@@ -60,28 +69,10 @@ Source = Annotated[
 Destination = Annotated[
     Path, typer.Argument(metavar="DST", help="The folder to write. It appears whole, or not at all.")
 ]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX folder, a checkpoint in any format, or a hub id.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; by default what it was exported for.")]
-ChosenPrecision = Annotated[Precision | None, typer.Option(help="One of an ONNX folder's; its first by default.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core by default.", min=1, max=256)]
 Force = Annotated[bool, typer.Option("--force", help="Replace DST where it exists and is not empty.")]
-TokenizerPath = Annotated[
-    Path | None, typer.Option("--tokenizer", help="A tokenizer.json, or its folder; else the one beside the weights.")
-]
 ConfigPath = Annotated[Path | None, typer.Option("--config", help="The model's config, if not beside the weights.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-MoePolicy = Annotated[
-    str | None, typer.Option(help="all, none or threshold: the second expert, where the original draws at random.")
-]
 VocabSize = Annotated[int | None, typer.Option("--n-vocab", help="Trim a padded vocabulary to so many ids.", min=1)]
 To = Annotated[Format, typer.Option(help="The format to write.")]
-
-
-LENGTH, SAMPLING, PENALTIES = "Length and end", "Sampling", "Penalties"  # panels of `generate --help`
-
-
-def _of(panel, text, *names, **more):
-    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
 
 @app.callback(invoke_without_command=True)
@@ -197,101 +188,7 @@ def verify(
         console.print(f"{count} tokens: the largest error {worst:.2e} is within {tolerance:.0e}")
 
 
-@app.command()
-def generate(
-    model: Model,
-    prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="The text to continue; else standard input is read.")
-    ] = None,
-    max_new_tokens: Annotated[int | None, _of(LENGTH, "Stop after so many new tokens; 256 by default.")] = None,
-    max_length: Annotated[int | None, _of(LENGTH, "Stop after so many, the prompt's included.")] = None,
-    min_new_tokens: Annotated[int | None, _of(LENGTH, "Do not end the text before so many new tokens.", min=0)] = None,
-    min_length: Annotated[int | None, _of(LENGTH, "Before so many, the prompt's included.", min=0)] = None,
-    max_time: Annotated[float | None, _of(LENGTH, "Stop after so many seconds.")] = None,
-    stop_strings: Annotated[list[str] | None, _of(LENGTH, "Stop after this text. Given again: several.")] = None,
-    include_stop_str_in_output: Annotated[bool, _of(LENGTH, "Whether that text is shown.")] = True,
-    eos_token_id: Annotated[list[int] | None, _of(LENGTH, "Stop after this token; else the model's own.")] = None,
-    do_sample: Annotated[bool, _of(SAMPLING, "Draw tokens, not always the most likely.", "--do-sample")] = False,
-    temperature: Annotated[float | None, _of(SAMPLING, "Below 1 is tamer, above 1 wilder.")] = None,
-    top_k: Annotated[int | None, _of(SAMPLING, "Of the k most likely tokens; 50 by default, 0 is all.", min=0)] = None,
-    top_p: Annotated[float | None, _of(SAMPLING, "Of the most likely tokens that add up to p.")] = None,
-    min_p: Annotated[float | None, _of(SAMPLING, "Of tokens at least p times as likely as the first.")] = None,
-    typical_p: Annotated[float | None, _of(SAMPLING, "Of tokens of nearly the expected information.")] = None,
-    epsilon_cutoff: Annotated[float | None, _of(SAMPLING, "Of tokens of at least this probability.")] = None,
-    eta_cutoff: Annotated[float | None, _of(SAMPLING, "The same, and less where many are likely.")] = None,
-    seed: Annotated[int | None, _of(SAMPLING, "Draw the same text again.", min=0)] = None,
-    repetition_penalty: Annotated[float | None, _of(PENALTIES, "Above 1: of all tokens so far.")] = None,
-    presence_penalty: Annotated[float | None, _of(PENALTIES, "Of new tokens that have come.")] = None,
-    frequency_penalty: Annotated[float | None, _of(PENALTIES, "Of new tokens, each time they come.")] = None,
-    no_repeat_ngram_size: Annotated[int | None, _of(PENALTIES, "No n tokens come twice.", min=0)] = None,
-    suppress_tokens: Annotated[str | None, _of(PENALTIES, "Tokens that must not come, as 5,7.")] = None,
-    bad_words_ids: Annotated[str | None, _of(PENALTIES, "Sequences that must not come, as [[5], [7, 8]].")] = None,
-    logit_bias: Annotated[str | None, _of(PENALTIES, 'Added to tokens\' logits, as {"5": -2.5}.')] = None,
-    return_full_text: Annotated[bool, typer.Option(help="Whether the prompt is shown before its text.")] = True,
-    device: Device = None,
-    precision: ChosenPrecision = None,
-    threads: Threads = None,
-    tokenizer: TokenizerPath = None,
-    revision: Revision = None,
-    moe_policy: MoePolicy = None,
-):
-    """Continue a text, and show it as it is written."""
-    from runtime.arguments import GenerateArguments
-    from runtime.models import resolve_model
-    from runtime.pipeline import TextGenerationPipeline
-
-    arguments = {
-        "max_new_tokens": max_new_tokens,
-        "max_length": max_length,
-        "min_new_tokens": min_new_tokens,
-        "min_length": min_length,
-        "max_time": max_time,
-        "stop_strings": stop_strings,
-        "include_stop_str_in_output": include_stop_str_in_output,
-        "eos_token_id": eos_token_id,
-        "do_sample": do_sample,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "typical_p": typical_p,
-        "epsilon_cutoff": epsilon_cutoff,
-        "eta_cutoff": eta_cutoff,
-        "seed": seed,
-        "repetition_penalty": repetition_penalty,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "no_repeat_ngram_size": no_repeat_ngram_size,
-        "suppress_tokens": suppress_tokens and _whole_numbers("suppress_tokens", suppress_tokens),
-        "bad_words_ids": bad_words_ids and _json("bad_words_ids", bad_words_ids),
-        "logit_bias": logit_bias and _json("logit_bias", logit_bias),
-    }
-    GenerateArguments.parse(arguments)  # what is wrong is said before a model is exported or loaded
-    if prompt is None:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise RequestError("no prompt: give one after the model, or on standard input")
-        prompt = sys.stdin.read().removesuffix("\n")
-
-    chosen = precision and precision.value
-    folder = resolve_model(model, tokenizer, revision, _export_bar, moe_policy, chosen)
-    generator = TextGenerationPipeline(folder, tokenizer, device, 1, threads, chosen)
-    started, count = None, 0
-
-    def show(text):
-        nonlocal started, count
-        if started is None:
-            started = time.perf_counter()
-            sys.stdout.write(prompt if return_full_text else "")
-        count += bool(text)
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-    generator(prompt, streamer=show, **arguments)
-    seconds = time.perf_counter() - started
-    sys.stdout.write("\n")
-    if sys.stderr.isatty() and count > 1:
-        rate = (count - 1) / seconds
-        console.print(f"{count} pieces of text, {rate:.0f} a second on {generator.session.device}", style="dim")
+app.command()(generate)
 
 
 @app.command()
@@ -328,7 +225,7 @@ def benchmark(
     from runtime.models import resolve_model
 
     lists = {"prefills": prefills, "contexts": contexts, "batches": batches}
-    asked = {name: text if text is None else _whole_numbers(name, text) for name, text in lists.items()}
+    asked = {name: text if text is None else whole_numbers(name, text) for name, text in lists.items()}
     asked |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     kind, measure, draw, show = Settings, benchmark, plot, print_report
     if requests is not None:
@@ -346,7 +243,7 @@ def benchmark(
     with contextlib.ExitStack() as files:
         json_out, plot_out = (file and files.enter_context(new_file(file)) for file in (json_file, plot_file))
         chosen = precision and precision.value
-        folder = resolve_model(model, tokenizer, revision, _export_bar, moe_policy, chosen)
+        folder = resolve_model(model, tokenizer, revision, export_progress, moe_policy, chosen)
         asked |= {"rounds": rounds, "device": device, "threads": threads, "precision": chosen}
         settings = kind.within(read_config(folder).n_ctx, **asked)
         with count_progress("measuring", settings.work) as progress:
@@ -390,25 +287,6 @@ def info(
     for name, value in describe(path).items():
         table.add_row(name, value)
     results.print(table)
-
-
-def _export_bar(size):
-    return byte_progress("exporting once", size)
-
-
-def _whole_numbers(name, text):
-    """ "1,2,4" -> [1, 2, 4]."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise RequestError(f"{name} must be whole numbers with commas between, as 1,2,4, not {text!r}") from None
-
-
-def _json(name, text):
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise RequestError(f"{name} must be JSON, not {text!r}") from None
 
 
 def _open(src, n_vocab=None, **opening):

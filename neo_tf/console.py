@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 
 from rich import box
 from rich.console import Console
@@ -22,12 +23,33 @@ def byte_progress(what, total):
         yield lambda name, size: bar.advance(task, size)
 
 
+def export_progress(size):
+    """A bar of a checkpoint that is exported on the way."""
+    return byte_progress("exporting once", size)
+
+
 @contextlib.contextmanager
 def count_progress(what, total):
     """Yields progress(count) that moves a bar of `total` things."""
     with _bar(MofNCompleteColumn()) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
+
+
+@contextlib.contextmanager
+def token_progress(what, total, done=0):
+    """Yields progress(count, tokens), both of them so far, that moves a bar of `total` things; None is unknown.
+
+    Things that were done before it began count for the bar, but not for the time that is left.
+    """
+    with _bar(MofNCompleteColumn(), TextColumn("{task.fields[rate]}")) as bar:
+        task, started = bar.add_task(what, total=total, completed=done, rate=""), time.perf_counter()
+
+        def progress(count, tokens):
+            rate = f"{tokens / (time.perf_counter() - started):.0f} tokens/s"
+            bar.update(task, completed=done + count, rate=rate)
+
+        yield progress
 
 
 def summary_table(*columns, header=True):

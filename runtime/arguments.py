@@ -4,7 +4,7 @@ import difflib
 from dataclasses import MISSING, fields
 
 from neo_tf.errors import RequestError
-from runtime.engine import Request
+from runtime.request import Request
 from runtime.sampling import SamplingOptions, check_ids, check_number
 
 DEFAULT_NEW_TOKENS = 256  # as transformers' pipeline; fewer where the context ends

@@ -131,7 +131,9 @@ class _Rounds:
         self.folder, self.settings, self._progress = folder, settings, progress
         slots, chosen = max(settings.batches), (settings.device, settings.threads, settings.precision)
         self.session = TimedSession(Session(folder, slots, *chosen))
-        self.engine, self.threads = Engine(self.session), settings.threads or physical_cores()
+        # Every round has the same prompt: it must not be known from the one before.
+        self.engine = Engine(self.session, prefix_cache_bytes=0)
+        self.threads = settings.threads or physical_cores()
         config = self.session.config
         self.tokens = np.random.default_rng(0).integers(0, config.n_vocab, config.n_ctx)
         self.samples = defaultdict(list)

@@ -72,22 +72,25 @@ class Task:
     new_tokens: int
 
 
-def make_workload(requests, config, seed=0):
+def make_workload(requests, config, number=0):
     """Random prompts of 32 to 512 tokens with 16 to 256 new ones; at most 2/3 and 1/3 of n_ctx. The same every time.
+
+    The shared-prefix cache knows prompts that came before: workloads of other numbers have the same lengths and other
+    ids.
 
     Args:
         requests: how many.
         config: a GPTNeoConfig of a context of 64 at least.
-        seed: another one makes other requests.
+        number: of the workload.
 
     Returns:
         A list of Tasks.
     """
-    random = np.random.default_rng(seed)
-    prompts = random.integers(_PROMPTS[0], min(_PROMPTS[1], config.n_ctx * 2 // 3) + 1, requests)
-    news = random.integers(_NEW[0], min(_NEW[1], config.n_ctx // 3) + 1, requests)
+    lengths, ids = np.random.default_rng(0), np.random.default_rng([1, number])
+    prompts = lengths.integers(_PROMPTS[0], min(_PROMPTS[1], config.n_ctx * 2 // 3) + 1, requests)
+    news = lengths.integers(_NEW[0], min(_NEW[1], config.n_ctx // 3) + 1, requests)
     sizes = zip(prompts.tolist(), news.tolist(), strict=True)
-    return [Task(random.integers(0, config.n_vocab, length).tolist(), new) for length, new in sizes]
+    return [Task(ids.integers(0, config.n_vocab, length).tolist(), new) for length, new in sizes]
 
 
 def benchmark_serving(folder, settings, progress=None):
@@ -106,8 +109,8 @@ def benchmark_serving(folder, settings, progress=None):
         NeoTFError: see Session.
     """
     folder = Path(folder)
-    workload = make_workload(settings.requests, read_config(folder))
-    rounds = _Rounds(folder, settings, workload, progress or (lambda count: None))
+    workloads = [make_workload(settings.requests, read_config(folder), number) for number in range(settings.rounds)]
+    rounds = _Rounds(folder, settings, workloads, progress or (lambda count: None))
     for number in range(settings.rounds):
         rounds.run(number)
     session, samples = rounds.session, rounds.samples
@@ -116,7 +119,7 @@ def benchmark_serving(folder, settings, progress=None):
     about["settings"] = asdict(settings) | chosen | {"precision": session.precision}
     ratios = [many["tokens_per_s"] / one["tokens_per_s"] for one, many in zip(*map(samples.get, WAYS), strict=True)]
     return about | {
-        "workload": describe_workload(workload),
+        "workload": describe_workload(workloads[0]),
         **{way: medians(samples[way]) for way in WAYS},
         "ratio": statistics.median(ratios),
         "engine": [
@@ -131,8 +134,8 @@ def benchmark_serving(folder, settings, progress=None):
 class _Rounds:
     """The sessions under test, and samples of every measure: {name: [one a round]}."""
 
-    def __init__(self, folder, settings, workload, progress):
-        self._folder, self._settings, self._workload, self._progress = folder, settings, workload, progress
+    def __init__(self, folder, settings, workloads, progress):
+        self._folder, self._settings, self._workloads, self._progress = folder, settings, workloads, progress
         self.samples = {name: [] for name in (*WAYS, "engine")}
         self.session = TimedSession(self._load(settings.slots))
         self._engines = {"together": Engine(self.session)}
@@ -148,7 +151,7 @@ class _Rounds:
                 self._engines[way] = Engine(self._load(1))
                 self._warm(way, 1)
             self._rest()
-            self.samples[way].append(summary(serve(self._engines[way], self._workload, way, self._progress)))
+            self.samples[way].append(summary(serve(self._engines[way], self._workloads[number], way, self._progress)))
         self._rest()
         self.samples["engine"].append([self._own_time(batch) for batch in self._settings.batches])
 
@@ -158,7 +161,7 @@ class _Rounds:
 
     def _warm(self, way, count):
         """Binds buffers of every number of rows: a prompt joins in each step."""
-        prompt = self._workload[0].prompt[:8]
+        prompt = self._workloads[0][0].prompt[:8]
         task = Task(prompt, min(2 * count, self.session.config.n_ctx - len(prompt)))
         serve(self._engines[way], [task] * count, "together")
 
@@ -170,7 +173,7 @@ class _Rounds:
         """A step of decoding so many sequences, and how much of it is not the session's."""
         engine, length = self._engines["together"], _PROMPTS[0]
         steps = min(STEPS, self.session.config.n_ctx - length - batch - 1)
-        prompt = self._workload[0].prompt[:length]
+        prompt = self._workloads[0][0].prompt[:length]
         requests = [Request(prompt, max_new_tokens=batch + steps + 1) for _ in range(batch)]
         for request in requests:
             engine.submit(request)

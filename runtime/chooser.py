@@ -13,13 +13,13 @@ class Chooser:
     Call it with float32 [1, n_vocab] for each next token: it returns an int, or None where the processors leave none.
 
     Args:
-        request: a runtime.engine.Request.
-        n_ctx: of the model.
+        request: a runtime.request.Request.
+        config: a GPTNeoConfig.
     """
 
-    def __init__(self, request, n_ctx):
+    def __init__(self, request, config):
         self._request, length = request, len(request.prompt)
-        limit = n_ctx if request.max_new_tokens is None else length + request.max_new_tokens
+        limit = length + request.limit(config)
         self._processors = make_processors(
             request.sampling, length, limit, request.stop_token_ids, request.min_new_tokens
         )

@@ -4,9 +4,9 @@ import json
 import time
 from pathlib import Path
 
-from runtime.engine import Request
 from runtime.machine import peak_memory
 from runtime.pipeline import TextGenerationPipeline
+from runtime.request import Request
 
 
 def main(task):

@@ -76,6 +76,20 @@ def exact_int8():
     return any({"avx512_vnni", "avx_vnni"} & set(processor.get("flags", "").split()) for processor in _processors())
 
 
+def available_memory():
+    """Bytes that may still be taken: the machine's, or of the control group that the process is in; None if unknown."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # another system, or no limit
+        pass
+    return max(min(found), 0) if found else None
+
+
 def peak_memory(process="self"):
     """The largest resident memory of a process so far in bytes, mapped files included; None where nobody tells.
 

@@ -53,7 +53,7 @@ def cache_folder():
 
 
 def _exported(path, tokenizer, progress, moe_policy, precision):
-    folder = cache_folder() / f"{path.resolve().name}-{_fingerprint(path, tokenizer, moe_policy, precision)}"
+    folder = cache_folder() / f"{path.resolve().name}-{fingerprint(path, tokenizer, moe_policy, precision)}"
     if not (folder / DECODER_FILE).is_file():
         # Imported here: a machine that runs an exported folder never needs onnx.
         from export import export_onnx
@@ -69,11 +69,11 @@ def _exported(path, tokenizer, progress, moe_policy, precision):
     return folder
 
 
-def _fingerprint(path, tokenizer, moe_policy, precision):
+def fingerprint(path, tokenizer, moe_policy=None, precision=None):
     """Changes with the checkpoint's files (names, sizes, times), the tokenizer's, and neo-tf's version and format."""
     path = path.resolve()
     files = path.iterdir() if path.is_dir() else path.parent.glob("*")
-    seen = [neo_tf.__version__, str(FORMAT), precision, str(path), str(tokenizer), str(moe_policy)]
+    seen = [neo_tf.__version__, str(FORMAT), str(precision), str(path), str(tokenizer), str(moe_policy)]
     if tokenizer:
         seen.append(_stamp(Path(tokenizer)))
     seen += sorted(f"{file.name} {_stamp(file)}" for file in files if file.is_file())

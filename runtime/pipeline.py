@@ -89,26 +89,34 @@ class TextGenerationPipeline:
         many = _is_many(text_inputs)
         texts = list(text_inputs) if many else [text_inputs]
         options = GenerateArguments.parse(arguments)
-        if self.tokenizer is None and (options.needs_text or not options.return_tensors):
-            raise RequestError("the model has no tokenizer to write text with: ask for return_tensors=True alone")
         if options.streamer and (len(texts) > 1 or options.num_return_sequences > 1):
             raise RequestError("streamer takes one prompt and one sequence")
-        prompts = [self._encode(text, options) for text in texts]
         count = options.num_return_sequences
-        requests = [
-            options.request(prompt, number, self.config, self.tokenizer)
-            for prompt in prompts
-            for number in range(count)
-        ]
+        requests = [request for text in texts for request in self.requests(text, options)]
         if options.streamer:
             end = _stream(requests[0], options.streamer)
         self.engine.generate(requests)
         if options.streamer:
             end()
         texts = [text for text in texts for _ in range(count)]
-        results = [self._result(text, request, options) for text, request in zip(texts, requests, strict=True)]
+        results = [self.result(text, request, options) for text, request in zip(texts, requests, strict=True)]
         groups = [results[start : start + count] for start in range(0, len(results), count)]
         return groups if many else groups[0]
+
+    def requests(self, text, options):
+        """The Requests that continue one prompt, one for each sequence.
+
+        Args:
+            text: a text, or token ids.
+            options: a runtime.arguments.GenerateArguments.
+
+        Raises:
+            RequestError: it cannot be served.
+        """
+        if self.tokenizer is None and (options.needs_text or not options.return_tensors):
+            raise RequestError("the model has no tokenizer to write text with: ask for return_tensors=True alone")
+        prompt, count = self._encode(text, options), options.num_return_sequences
+        return [options.request(prompt, number, self.config, self.tokenizer) for number in range(count)]
 
     def _encode(self, prompt, options):
         if not isinstance(prompt, str):
@@ -124,7 +132,8 @@ class TextGenerationPipeline:
             ids = self.tokenizer.encode((options.prefix or "") + prompt)
         return options.fit(ids, self.config.n_ctx)
 
-    def _result(self, text, request, options):
+    def result(self, text, request, options):
+        """What came of a prompt's Request: generated_text or generated_token_ids, and what else was asked for."""
         if options.return_tensors:
             ids = [*request.prompt, *request.tokens] if options.return_full_text else list(request.tokens)
             result = {"generated_token_ids": ids}

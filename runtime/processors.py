@@ -47,6 +47,21 @@ class NoBadWords(SequenceBias):
         super().__init__({word: -np.inf for word in words if len(word) > 1 or word[0] not in stop_token_ids})
 
 
+class HammingDiversity:
+    """Of diverse beams: each beam of the groups before that takes a token now costs its score the penalty.
+
+    Set `taken` before each call: int [beams], the tokens of those groups.
+    """
+
+    def __init__(self, penalty):
+        self._penalty, self.taken = np.float32(penalty), ()
+
+    def __call__(self, history, scores):
+        ids, counts = np.unique(np.asarray(self.taken, np.int64), return_counts=True)
+        scores[:, ids] -= self._penalty * counts.astype(np.float32)
+        return scores
+
+
 class RepetitionPenalty:
     """Makes tokens that have come, in the prompt or since, less likely: divides positive logits, multiplies others."""
 
@@ -144,7 +159,7 @@ class SuppressTokens:
         return scores
 
 
-def make_processors(options, prompt_length, max_length, stop_token_ids=(), min_new_tokens=0):
+def make_processors(options, prompt_length, max_length, stop_token_ids=(), min_new_tokens=0, diversity=None):
     """The processors that options ask for, in transformers' order.
 
     Args:
@@ -153,10 +168,13 @@ def make_processors(options, prompt_length, max_length, stop_token_ids=(), min_n
         max_length: of prompt and new tokens.
         stop_token_ids: the ends of text.
         min_new_tokens: before so many, the text may not end.
+        diversity: a HammingDiversity, which has its place among them.
     """
     chain = []
     if biases := options.biases():
         chain.append(SequenceBias(biases))
+    if diversity:
+        chain.append(diversity)
     if options.repetition_penalty != 1:
         chain.append(RepetitionPenalty(options.repetition_penalty))
     if options.presence_penalty or options.frequency_penalty:

@@ -47,7 +47,7 @@ def choose(device, target):
 
 
 def create_session(path, name, index, options):
-    """An onnxruntime session on one provider.
+    """An onnxruntime session on one provider, of a file or of a model's bytes.
 
     Raises:
         ProviderError: CUDA could not be started; ONNX Runtime itself would go on silently with the CPU.
@@ -59,7 +59,7 @@ def create_session(path, name, index, options):
         onnxruntime.preload_dlls()
         providers.insert(0, (PROVIDERS["cuda"], {"device_id": index}))
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    session = onnxruntime.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=providers)
     if PROVIDERS[name] not in session.get_providers():
         raise ProviderError(f"CUDA was asked for, but device {index} did not start: no GPU, or no driver or libraries")
     return session

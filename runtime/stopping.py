@@ -10,14 +10,13 @@ class Stopping:
     and sets the request's tokens, text and finish_reason.
 
     Args:
-        request: a runtime.engine.Request; its time runs from begin on.
-        n_ctx: of the model.
+        request: a runtime.request.Request; its time runs from begin on.
+        config: a GPTNeoConfig.
     """
 
-    def __init__(self, request, n_ctx):
-        self._request, self._begin = request, None
-        room = n_ctx - len(request.prompt)
-        self._limit = room if request.max_new_tokens is None else min(room, request.max_new_tokens)
+    def __init__(self, request, config):
+        self._request, self._clock = request, Clock(request.max_time)
+        self._limit = request.limit(config)
         self._stream = None
         if request.tokenizer:
             strings, include = request.stop_strings, request.include_stop_str_in_output
@@ -25,7 +24,7 @@ class Stopping:
 
     def begin(self):
         """The request's time runs from here."""
-        self._begin = time.perf_counter()
+        self._clock.begin()
 
     def __call__(self, token):
         """The text that is final with this token."""
@@ -45,6 +44,43 @@ class Stopping:
             return "stop"
         if len(request.tokens) >= self._limit:
             return "length"
-        if request.max_time is not None and time.perf_counter() - self._begin > request.max_time:
-            return "time"
+        return "time" if self._clock.is_over else None
+
+
+class Clock:
+    """Says when max_time, in seconds or None, is over."""
+
+    def __init__(self, max_time):
+        self._max_time, self._begin = max_time, None
+
+    def begin(self):
+        """It runs from here."""
+        self._begin = time.perf_counter()
+
+    @property
+    def is_over(self):
+        """Whether it is."""
+        return self._max_time is not None and time.perf_counter() - self._begin > self._max_time
+
+
+def stop_test(request):
+    """A function that says of a list of new tokens whether the last one completes a stop string; None without any."""
+    if not request.stop_strings:
         return None
+    # Tokens that a stop string may be in: a character can take four.
+    tail = 4 * max(map(len, request.stop_strings))
+    prompt = [int(token) for token in request.prompt]
+
+    def stops(tokens):
+        before = [*prompt, *tokens[:-1]][-tail:]
+        stream = request.tokenizer.stream(before, request.stop_strings)
+        stream(tokens[-1])
+        return stream.stopped
+
+    return stops
+
+
+def text_of(request, tokens):
+    """The text of new tokens after a request's prompt, to their end or a stop string's."""
+    stream = request.tokenizer.stream(request.prompt, request.stop_strings, request.include_stop_str_in_output)
+    return "".join([*map(stream, tokens), stream.finish()])

@@ -4,6 +4,7 @@ Names, meanings and order are transformers'. None of them looks at token ids, no
 out beforehand, which `warp` does.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -83,15 +84,18 @@ def keep_min_p(scores, min_p):
     return _keep(scores, scores >= scores.max(axis=-1, keepdims=True) + np.float32(math.log(min_p)))
 
 
-def keep_typical(scores, typical_p):
-    """Keeps tokens whose information is nearest to the expected one, up to mass typical_p (Meister et al., 2022)."""
+def keep_typical(scores, typical_p, least=1):
+    """Keeps tokens whose information is nearest to the expected one, up to mass typical_p (Meister et al., 2022).
+
+    At least so many, as beams need.
+    """
     if typical_p >= 1:
         return scores
     logs = log_softmax(scores)
     distances = np.abs(logs + _entropy(logs))
     order = np.argsort(distances, axis=-1)
     cumulative = np.cumsum(np.exp(np.take_along_axis(logs, order, axis=-1)), axis=-1)
-    last = np.minimum((cumulative < typical_p).sum(axis=-1, keepdims=True), scores.shape[-1] - 1)
+    last = np.clip((cumulative < typical_p).sum(axis=-1, keepdims=True), least - 1, scores.shape[-1] - 1)
     return _keep(scores, distances <= np.take_along_axis(distances, np.take_along_axis(order, last, -1), -1))
 
 
@@ -126,8 +130,8 @@ def _keep(scores, mask):
     return kept
 
 
-def make_warpers(options):
-    """The (function, parameter) that options ask for, in transformers' order."""
+def make_warpers(options, least=1):
+    """The (function, parameter) that options ask for, in transformers' order; each keeps at least so many tokens."""
     chain = [
         (apply_temperature, options.temperature, 1),
         (keep_top_k, options.top_k, 0),
@@ -137,7 +141,17 @@ def make_warpers(options):
         (keep_epsilon, options.epsilon_cutoff, 0),
         (keep_eta, options.eta_cutoff, 0),
     ]
-    return [(function, value) for function, value, neutral in chain if value != neutral] if options.do_sample else []
+    chain = [(function, value) for function, value, neutral in chain if value != neutral] if options.do_sample else []
+    return chain if least == 1 else [(_keep_least(function, least), value) for function, value in chain]
+
+
+def _keep_least(function, least):
+    """A warper that leaves each row's `least` largest entries, and ties with them, to it."""
+    if function is apply_temperature:
+        return function
+    if function is keep_typical:
+        return functools.partial(keep_typical, least=least)
+    return lambda scores, value: np.maximum(function(scores, value), keep_top_k(scores, least))
 
 
 def warp(warpers, scores):
@@ -152,7 +166,7 @@ def warp(warpers, scores):
     """
     ids = None
     if len(scores) == 1 and scores.shape[1] > _WIDE and (top_k := dict(warpers).get(keep_top_k)):
-        ids = _largest(scores[0], top_k)
+        ids = largest(scores[0], top_k)
         scores = scores[:, ids]
     for function, value in warpers:
         scores = function(scores, value)
@@ -162,7 +176,7 @@ def warp(warpers, scores):
     return scores, ids
 
 
-def _largest(row, count):
+def largest(row, count):
     """Indices of the `count` largest entries of [n], all ties with them, and some more: in two passes over the row."""
     groups = row[: len(row) // _GROUP * _GROUP].reshape(_GROUP, -1).max(axis=0)
     if count >= groups.size:

@@ -65,7 +65,12 @@ class Clock:
 def test_a_workload_is_the_same_every_time_and_reaches_its_limits(demo_folder, n_ctx, prompts, news):
     config = replace(Session(demo_folder).config, n_ctx=n_ctx)
     workload = make_workload(3000, config)
-    assert workload == make_workload(3000, config) != make_workload(3000, config, seed=1)
+    assert workload == make_workload(3000, config)
+    # No prompt of another round is in the shared-prefix cache; all else is the same.
+    other = make_workload(3000, config, 1)
+    assert not {tuple(task.prompt) for task in workload} & {tuple(task.prompt) for task in other}
+    sizes = [[(len(task.prompt), task.new_tokens) for task in tasks] for tasks in (workload, other)]
+    assert sizes[0] == sizes[1]
     for sizes, limits in (([len(task.prompt) for task in workload], prompts), ([t.new_tokens for t in workload], news)):
         assert (min(sizes), max(sizes)) == limits
     ids = {token for task in workload for token in task.prompt}
@@ -133,7 +138,7 @@ def test_figures_agree_with_each_other_and_with_the_settings(figures, settings, 
 
 
 def test_the_engines_own_time_is_all_but_the_sessions(demo_folder, settings, monkeypatch):
-    rounds = serving._Rounds(demo_folder, settings, [Task(list(range(32)), 2)], lambda count: None)
+    rounds = serving._Rounds(demo_folder, settings, [[Task(list(range(32)), 2)]], lambda count: None)
     clock = Clock(monkeypatch)
     clock.moves_with(rounds._engines["together"], "step", 1)
     clock.moves_with(rounds.session._session, "decode", 3)
@@ -143,23 +148,25 @@ def test_the_engines_own_time_is_all_but_the_sessions(demo_folder, settings, mon
 
 
 def test_a_step_that_fails_ends_it(demo_folder, settings, monkeypatch):
-    rounds = serving._Rounds(demo_folder, settings, [Task(list(range(32)), 2)], lambda count: None)
+    rounds = serving._Rounds(demo_folder, settings, [[Task(list(range(32)), 2)]], lambda count: None)
     monkeypatch.setattr(rounds.session._session, "prefill", lambda *_, **__: [][0])
     with pytest.raises(EngineError, match="index out of range"):
         rounds._own_time(3)
 
 
 def test_another_way_begins_each_round_and_progress_is_as_announced(demo_folder, settings, monkeypatch):
-    ways, calls, inner = [], [], serve
+    ways, prompts, calls, inner = [], [], [], serve
 
     def noted(engine, workload, way, progress=None):
         if progress:
             ways.append((way, engine.session.slots))
+            prompts.append([task.prompt for task in workload])
         return inner(engine, workload, way, progress)
 
     monkeypatch.setattr(serving, "serve", noted)
     benchmark_serving(demo_folder, settings, calls.append)
     assert ways == [("together", 3), ("alone", 1), ("alone", 1), ("together", 3)]
+    assert prompts[0] == prompts[1] != prompts[2] == prompts[3]
     assert calls == [1] * settings.work
 
 

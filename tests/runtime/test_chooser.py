@@ -1,5 +1,7 @@
 """What a request keeps of the logits, and where no token is left."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from test_sampling import scores
@@ -14,7 +16,7 @@ STOPS = (3, 41)
 def choose(logits, *, prompt=(7, 8, 9), stops=(), least=0, kept=(), **options):
     """A request after one token chosen from each row of logits."""
     request = Request(list(prompt), 50, least, stops, SamplingOptions(**options), **dict(kept))
-    chooser = Chooser(request, 100)
+    chooser = Chooser(request, SimpleNamespace(n_ctx=100))
     for row in logits:
         token = chooser(row[None])
         if token is None:
@@ -104,7 +106,7 @@ def test_history_grows_with_the_tokens():
 def test_the_last_token_of_the_context_may_be_forced():
     """Without a limit of its own, a request's last token is the context's."""
     request = Request([7, 8, 9], None, 0, STOPS, SamplingOptions(forced_eos_token_id=41))
-    chooser = Chooser(request, 10)
+    chooser = Chooser(request, SimpleNamespace(n_ctx=10))
     for row in np.repeat(scores("random", rows=1), 7, axis=0):
         request.tokens.append(chooser(row[None]))
     assert request.tokens[-1] == 41 and 41 not in request.tokens[:-1]

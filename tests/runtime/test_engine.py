@@ -348,6 +348,7 @@ REFUSED = {
     "logprobs of the prompt": (Request([1], prompt_logprobs=1.5), "prompt_logprobs .*1.5"),
     "a stop string without tokenizer": (Request([1], stop_strings=("a",)), "tokenizer"),
     "an empty stop string": (Request([1], stop_strings=("",)), "stop_strings"),
+    "stop strings that are none": (Request([1], stop_strings=5), "stop_strings"),
     "stop strings in one": (Request([1], stop_strings="ab"), "stop_strings"),
     "a bias past the vocabulary": (Request([1], sampling=SamplingOptions(logit_bias={257: 1})), "logit_bias.* 257"),
     "stop past the vocabulary": (Request([1], stop_token_ids=(3, 257)), r"257 .*257"),

@@ -1,11 +1,14 @@
 """`neo-tf generate`: the text as it is written, and one line where there is none."""
 
 import io
+import json
 
 import pytest
 from conftest import GOLDEN
 
 from neo_tf.cli import main
+from neo_tf.generate_options import LEFT_OUT, OPTIONS
+from runtime.arguments import GenerateArguments
 from runtime.pipeline import pipeline
 
 PROMPT = "def read_lines(path):"
@@ -70,6 +73,84 @@ def test_standard_input_is_a_prompt(generate, demo_folder):
     assert generate(demo_folder, "--max-new-tokens", 5, stdin=PROMPT + "\n") == expected
 
 
+def test_every_argument_has_an_option_or_is_left_out_by_name():
+    assert sorted([*OPTIONS, *LEFT_OUT]) == sorted(GenerateArguments.DEFAULTS)
+
+
+def test_the_rarer_arguments_reach_the_pipeline(generate, demo_folder):
+    arguments = {
+        "sequence_bias": [[[7, 8], -2.5]],
+        "begin_suppress_tokens": [222, 66],
+        "forced_eos_token_id": [5, 7],
+        "exponential_decay_length_penalty": [2, 1.2],
+        "stop_token_ids": [300, 301],
+        "eos_token_id": [0, 12],
+        "prefix": "import os\n",
+        "handle_long_generation": "hole",
+        "presence_penalty": 0.5,
+        "max_new_tokens": 9,
+    }
+    options = [
+        "--sequence-bias",
+        "[[[7, 8], -2.5]]",
+        "--begin-suppress-tokens",
+        "222,66",
+        "--stop-token-ids",
+        "300,301",
+    ]
+    options += ["--forced-eos-token-id", "5,7", "--exponential-decay-length-penalty", "[2, 1.2]"]
+    options += [
+        "--eos-token-id",
+        0,
+        "--eos-token-id",
+        12,
+        "--prefix",
+        "import os\n",
+        "--handle-long-generation",
+        "hole",
+    ]
+    options += ["--presence-penalty", 0.5, "--max-new-tokens", 9]
+    long = "x = 1\n" * 200
+    generator = pipeline("text-generation", model=demo_folder)
+    for prompt in (PROMPT, long):
+        (expected,) = generator(prompt, **arguments)
+        assert generate(demo_folder, prompt, *options)[:2] == (0, expected["generated_text"] + "\n")
+
+
+def test_several_prompts_are_lines_of_json_in_their_order(generate, demo_folder):
+    code, out, err = generate(demo_folder, "--max-new-tokens", 5, "--", PROMPT, "import", "-x")
+    assert (code, err) == (0, "")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["index"] for line in lines] == [0, 1, 2]
+    for prompt, line in zip((PROMPT, "import", "-x"), lines, strict=True):
+        assert line["generated_text"] + "\n" == generate(demo_folder, "--max-new-tokens", 5, "--", prompt)[1]
+    code, out, err = generate(demo_folder, "--max-new-tokens", 5, PROMPT, "")
+    assert code == 1 and out.count("\n") == 1 and err.startswith("error: prompt 2: the prompt is empty")
+
+
+@pytest.mark.parametrize(
+    "options, key",
+    [
+        (["--json"], "generated_text"),
+        (["--output", "-"], "generated_text"),
+        (["--logprobs", 0], "token_logprobs"),
+        (["--prompt-logprobs", 1], "prompt_top_logprobs"),
+        (["--return-tensors"], "generated_token_ids"),
+        (["--do-sample", "--num-return-sequences", 2], "sequences"),
+    ],
+)
+def test_more_than_a_text_is_a_line_of_json(generate, demo_folder, options, key):
+    code, out, _ = generate(demo_folder, PROMPT, "--max-new-tokens", 2, *options)
+    assert code == 0 and key in json.loads(out)
+    assert generate(demo_folder, "--max-new-tokens", 2, *options, stdin=PROMPT)[1].count("\n") == 1
+
+
+def test_a_prompt_of_standard_input_goes_into_a_file(generate, demo_folder, tmp_path):
+    code, out, _ = generate(demo_folder, "--max-new-tokens", 3, "--output", tmp_path / "o", stdin="def\nclass\n")
+    assert (code, out) == (0, "")
+    assert json.loads((tmp_path / "o").read_text())["generated_text"].startswith("def\nclass")
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -81,6 +162,8 @@ def test_standard_input_is_a_prompt(generate, demo_folder):
         ([PROMPT, "--suppress-tokens", "a,b"], "suppress_tokens"),
         ([PROMPT, "--suppress-tokens", "5,4000"], "4000"),
         ([PROMPT, "--logit-bias", "{5: 1}"], "logit_bias"),
+        ([PROMPT, "--sequence-bias", "[" * 100000], "sequence_bias"),
+        ([PROMPT, "--num-return-sequences", "2"], "num_return_sequences"),
         ([PROMPT, "--logit-bias", "[5]"], "logit_bias"),
         ([PROMPT, "--max-new-tokens", "5", "--max-length", "50"], "max_length"),
         ([PROMPT, "--stop-strings", ""], "stop_strings"),

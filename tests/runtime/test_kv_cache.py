@@ -149,3 +149,57 @@ def test_rows_compact_at_different_steps(exported, every_position):
         past[running] += 1
     for row, found in zip(rows, logits, strict=True):
         check(np.array(found), row, every_position)
+
+
+# ---- what the runtime knows of the kernel's layout
+
+
+@pytest.mark.parametrize("steps", [[1] * 256, [27] + [1] * 229, [5] * 51, [200] + [1] * 56, [81, 64, 66, 1, 1, 43]])
+def test_rows_are_where_dropped_says(exported, every_position, steps):
+    """Every position's key, as a run of all tokens at once computed it, stands where rows_of looks for it."""
+    session, whole = (Session(exported(GOLDEN / "tiny-local-radius"), device="cpu") for _ in range(2))
+    ids, past = every_position[0][0], 0
+    for step in steps:
+        session.prefill(0, ids[past : past + step], past)
+        past += step
+        kept = session.cache.first_kept(past)
+        assert past - CAPACITY <= kept <= max(0, past - WINDOW)
+        if past % 16 == 0 or past in EDGES:
+            whole.prefill(0, ids[:past], 0)
+            for begin in {kept, past - 1, max(kept, past - 9)}:
+                pairs = zip(
+                    session.cache.rows_of(0, begin, past, past), whole.cache.rows_of(0, begin, past, past), strict=True
+                )
+                for found, expected in pairs:
+                    assert found.shape[1] == past - begin
+                    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 15, 79, 80, 81, 144, 145, 146, 200])
+def test_a_sequence_goes_on_after_giving_tokens_back(windowed, every_position, length):
+    """As many wrong tokens as there is room for, and then the right ones over them."""
+    ids = every_position[0][0]
+    windowed.prefill(0, ids[:length], 0)
+    room = windowed.cache.room(length)
+    assert 0 <= room <= CAPACITY - min(length, WINDOW)
+    if room:
+        windowed.prefill(0, np.full(room, 3), length)
+    logits = [windowed.prefill(0, ids[position : position + 1], position)[0] for position in range(length, 256)]
+    means = every_position[1]
+    assert np.abs(np.mean(logits, axis=-1) - means[0, length:]).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["tiny-local-radius", "mem-kv", "attn-mix", "tiny-global-local"])
+def test_a_copied_slot_goes_on_as_the_first(exported, name):
+    """Whole, and from where two sequences part: windows, learned keys, and sums."""
+    session = Session(exported(GOLDEN / name), slots=3, device="cpu")
+    ids = np.random.default_rng(5).integers(0, session.config.n_vocab, session.config.n_ctx)
+    for length in {session.config.n_ctx // 3, session.config.n_ctx - 5}:
+        fork = length - 7
+        session.prefill(0, ids[:length], 0)
+        session.prefill(2, [*ids[:fork], *ids[:7]], 0)
+        session.cache.copy(0, 1, 0, length)
+        session.cache.copy(0, 2, fork, length)
+        for position in range(length, session.config.n_ctx):
+            logits = session.decode(0, np.full(3, ids[position]), np.full(3, position))
+            assert np.abs(logits - logits[0]).max() < TOLERANCE

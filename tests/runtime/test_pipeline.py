@@ -1,5 +1,7 @@
 """The Hugging Face-shaped front, as the model cards call it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from conftest import DECODABLE, GOLDEN, PADDING, TINY_PYTHON, Reference
@@ -206,7 +208,7 @@ def give(prompt, tokens):
     def generate(requests):
         for request in requests:
             assert request.prompt == prompt
-            stopping = Stopping(request, 512)
+            stopping = Stopping(request, SimpleNamespace(n_ctx=512))
             for token in tokens:
                 text = stopping(token)
                 if request.on_text:

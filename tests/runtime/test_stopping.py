@@ -1,5 +1,7 @@
 """When a request ends, and with what text."""
 
+from types import SimpleNamespace
+
 import pytest
 from conftest import TINY_PYTHON
 
@@ -18,7 +20,7 @@ def tokenizer():
 def run(tokenizer, tokens, prompt=(5,), n_ctx=500, **arguments):
     """A request that is given tokens until it ends, and its pieces of text."""
     request = Request(list(prompt), tokenizer=tokenizer, **arguments)
-    stopping, pieces = Stopping(request, n_ctx), []
+    stopping, pieces = Stopping(request, SimpleNamespace(n_ctx=n_ctx)), []
     for token in tokens:
         if request.finish_reason:
             break
@@ -46,7 +48,7 @@ def test_time_runs_from_the_beginning(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     request = Request([5], max_time=2.5)
-    stopping = Stopping(request, 100)
+    stopping = Stopping(request, SimpleNamespace(n_ctx=100))
     now[0] = 107.0  # a time in the queue does not count
     stopping.begin()
     for now[0], reason in ((108, None), (109.5, None), (109.6, "time")):
