@@ -113,11 +113,15 @@ class Worker:
         self.system.versions = self._answer()["versions"]
         self.system.load_s = time.perf_counter() - self._start
 
+    def ask(self, **task):
+        """The answer to a task: see workers.main."""
+        self.process.stdin.write(json.dumps(task) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
     def run(self, prompts, count, first):
         """{"seconds", "first", "tokens"} of one generation."""
-        self.process.stdin.write(json.dumps({"prompts": prompts, "count": count, "first": first}) + "\n")
-        self.process.stdin.flush()
-        answer = self._answer()
+        answer = self.ask(prompts=prompts, count=count, first=first)
         if [len(tokens) for tokens in answer["tokens"]] != [count] * len(prompts):
             raise NeoTFError(f"{self.system.name} did not give {count} tokens for each prompt")
         return answer
@@ -151,12 +155,12 @@ def main():
 def parse():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", action="append", required=True, type=_ours, metavar="PRECISION=ONNX_DIR")
+    parser.add_argument("--ours", action="append", required=True, type=parse_ours, metavar="PRECISION=ONNX_DIR")
     parser.add_argument(
         *("--peer", "-p"),
         action="append",
         default=[],
-        type=_peer,
+        type=parse_peer,
         metavar="KIND:PRECISION=PYTHON:MODEL_DIR",
         help=f"KIND is {', '.join(PEERS)}; PRECISION {', '.join(PRECISIONS)}; PYTHON that of the peer's environment",
     )
@@ -172,16 +176,18 @@ def parse():
     return options
 
 
-def _ours(text):
+def parse_ours(text):
+    """The System of PRECISION=ONNX_DIR."""
     precision, _, folder = text.partition("=")
     return _system("neo-tf", precision, sys.executable, folder)
 
 
-def _peer(text):
+def parse_peer(text, kinds=PEERS):
+    """The System of KIND:PRECISION=PYTHON:MODEL_DIR."""
     name, _, place = text.partition("=")
     kind, _, precision = name.partition(":")
-    if kind not in PEERS:
-        raise argparse.ArgumentTypeError(f"unknown kind {kind!r} in {text!r} (known: {', '.join(PEERS)})")
+    if kind not in kinds:
+        raise argparse.ArgumentTypeError(f"unknown kind {kind!r} in {text!r} (known: {', '.join(kinds)})")
     return _system(kind, precision, *place.partition(":")[::2])
 
 

@@ -20,7 +20,8 @@ class NeoTF:
         from runtime.session import Session
 
         session = Session(folder, slots=batch, threads=threads or None, precision=precision)
-        self.request, self.engine = Request, Engine(session)
+        # Every round has the same prompts: none must be known from the one before.
+        self.request, self.engine = Request, Engine(session, prefix_cache_bytes=0)
 
     def generate(self, prompts, count, first):
         """Greedy continuations of prompts of one length, and the first token's time where it is asked for.
@@ -38,6 +39,28 @@ class NeoTF:
         requests = [self.request(prompt, max_new_tokens=count, on_token=clock) for prompt in prompts]
         self.engine.generate(requests)
         return [request.tokens for request in requests], times[0] if times else None
+
+    def serve(self, prompts, counts):
+        """Greedy continuations of prompts of any lengths, all submitted at once.
+
+        Args:
+            prompts: lists of token ids.
+            counts: new tokens of each.
+
+        Returns:
+            A list for each prompt: the seconds from the submission of all to each of its new tokens.
+        """
+        times, start = [[] for _ in prompts], time.perf_counter()
+        requests = [
+            self.request(prompt, max_new_tokens=count, on_token=_clock(start, own))
+            for prompt, count, own in zip(prompts, counts, times, strict=True)
+        ]
+        self.engine.generate(requests)
+        return times
+
+
+def _clock(start, times):
+    return lambda token: times.append(time.perf_counter() - start)
 
 
 class Transformers:
@@ -118,7 +141,50 @@ class OpenVINO:
         return [list(tokens) for tokens in out.tokens], out.perf_metrics.get_ttft().mean / 1e3
 
 
-SYSTEMS = {"neo-tf": NeoTF, "transformers": Transformers, "optimum": Optimum, "openvino": OpenVINO}
+class OpenVINOPaged:
+    """OpenVINO GenAI's ContinuousBatchingPipeline. Its paged attention computes every layer as a global one."""
+
+    packages = OpenVINO.packages
+
+    def __init__(self, folder, precision, threads, batch):
+        import numpy
+        import openvino
+        import openvino_genai
+
+        scheduler = openvino_genai.SchedulerConfig()
+        # Its fastest: prompts are cut into chunks and share their steps with all that run.
+        scheduler.dynamic_split_fuse, scheduler.max_num_batched_tokens, scheduler.max_num_seqs = True, 256, 256
+        scheduler.cache_size, scheduler.enable_prefix_caching = 4, False  # GB: more than 64 requests take
+        settings = {"INFERENCE_NUM_THREADS": threads} if threads else {}
+        if precision == "fp32":  # see OpenVINO
+            settings |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+        self.numpy, self.openvino, self.genai = numpy, openvino, openvino_genai
+        self.pipeline = openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", settings)
+
+    def serve(self, prompts, counts):
+        """See NeoTF.serve. A step's tokens come when it ends."""
+        handles, times, start = [], [[] for _ in prompts], time.perf_counter()
+        for number, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
+            config = self.genai.GenerationConfig()
+            config.max_new_tokens, config.ignore_eos, config.do_sample = count, True, False
+            ids = self.openvino.Tensor(self.numpy.array([prompt], self.numpy.int64))
+            handles.append(self.pipeline.add_request(number, ids, config))
+        while self.pipeline.has_non_finished_requests():
+            self.pipeline.step()
+            now = time.perf_counter() - start
+            for handle, own in zip(handles, times, strict=True):
+                while handle.can_read():
+                    own += [now for output in handle.read().values() for _ in output.generated_ids]
+        return times
+
+
+SYSTEMS = {
+    "neo-tf": NeoTF,
+    "transformers": Transformers,
+    "optimum": Optimum,
+    "openvino": OpenVINO,
+    "openvino-paged": OpenVINOPaged,
+}
 
 
 class _Streamer:
@@ -136,16 +202,22 @@ class _Streamer:
 
 
 def main(kind, folder, precision, threads, batch):
-    """Loads, then answers {"prompts", "count", "first"} on standard input with {"seconds", "first", "tokens"}."""
+    """Loads, then answers tasks on standard input.
+
+    {"prompts", "count", "first"} with {"seconds", "first", "tokens"}; {"prompts", "counts"} with {"times"}.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print is no answer
     system = SYSTEMS[kind](folder, precision, int(threads), int(batch))
     print(json.dumps({"versions": _versions(system.packages)}), file=answers, flush=True)
     for line in sys.stdin:
         task = json.loads(line)
-        start = time.perf_counter()
-        tokens, first = system.generate(**task)
-        answer = {"seconds": time.perf_counter() - start, "first": first, "tokens": tokens}
+        if "counts" in task:
+            answer = {"times": system.serve(**task)}
+        else:
+            start = time.perf_counter()
+            tokens, first = system.generate(**task)
+            answer = {"seconds": time.perf_counter() - start, "first": first, "tokens": tokens}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -24,13 +24,8 @@ def check_plot(path):
 
 def print_report(figures):
     """Prints the figures of runtime.benchmark.benchmark as a table."""
-    model, machine, settings = figures["model"], figures["machine"], figures["settings"]
-    results.print(f"{model['folder']}: {model['precision']}, {model['parameters'] / 1e6:,.1f} million parameters")
-    memory = f", {readable_bytes(machine['memory_bytes'])}" if machine["memory_bytes"] else ""
-    results.print(f"{machine['cpu']}, {machine['cores']} cores{memory}, {machine['os']}")
-    results.print(", ".join(f"{name} {version}" for name, version in figures["versions"].items()))
-    results.print(f"{settings['threads']} threads on {settings['device']}, medians of {settings['rounds']} rounds")
-
+    _print_head(figures)
+    model = figures["model"]
     table = summary_table("speed", "time", "tokens/s", "measured")
     decode, fresh = figures["decode"], figures["fresh_process"]
     table.add_row("first token, fresh process", f"{fresh['first_token_s']:.2f} s", "", "imports and loading too")
@@ -59,6 +54,57 @@ def print_report(figures):
     results.print(table)
 
 
+def print_serving(figures):
+    """Prints the figures of runtime.benchmark_serving.benchmark_serving as tables."""
+    _print_head(figures)
+    work, slots = figures["workload"], figures["settings"]["slots"]
+    results.print(
+        f"{work['requests']} requests, all submitted at once: {work['prompt_tokens']:,} tokens of prompts, "
+        f"{work['new_tokens']:,} new ones"
+    )
+    table = summary_table("", "tokens/s", "in all", *(title for title, _, _ in _WAITS))
+    for way, title in _ways(slots):
+        row = figures[way]
+        waits = (f"{row[name] * scale:,.2f} {unit}" for _, name, (scale, unit) in _WAITS)
+        table.add_row(title, f"{row['tokens_per_s']:,.1f}", f"{row['seconds']:.1f} s", *waits)
+    results.print(table)
+    results.print(f"together {figures['ratio']:.2f} times as fast; first tokens wait from the submission of all")
+    table = summary_table("engine", "a step", "its own part", "")
+    for row in figures["engine"]:
+        title = f"batch {row['batch']}"
+        table.add_row(title, f"{row['ms_per_step']:.2f} ms", f"{row['own_ms']:.3f} ms", f"{row['share']:.1%}")
+    results.print(table)
+    cache = readable_bytes(figures["model"]["cache_bytes_per_sequence"])
+    results.print(f"peak of memory with {slots} slots {_bytes(figures['peak_memory_bytes'])}; KV cache {cache} a slot")
+
+
+def plot_serving(figures, path, suffix):
+    """Draws throughput and waiting, alone and together; see plot."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure.suptitle(f"{_title(figures)}, {figures['workload']['requests']} requests", fontsize=11)
+    ways = _ways(figures["settings"]["slots"])
+    panels = (
+        ("new tokens/s", [("", "tokens_per_s")], 1),
+        ("until the first token, s", [("p50", "first_token_p50_ms"), ("p99", "first_token_p99_ms")], 1e-3),
+        ("between tokens, ms", [("p50", "inter_token_p50_ms"), ("p99", "inter_token_p99_ms")], 1),
+    )
+    for axes, (title, bars, scale) in zip(figure.subplots(1, 3), panels, strict=True):
+        for index, (way, label) in enumerate(ways):
+            places = [place + 0.4 * index for place in range(len(bars))]
+            heights = [figures[way][name] * scale for _, name in bars]
+            drawn = axes.bar(places, heights, 0.36, color=(_GREY, _BLUE)[index], label=label)
+            axes.bar_label(drawn, fmt="{:.3g}", fontsize=8)
+        axes.set(
+            title=title, xticks=[place + 0.2 for place in range(len(bars))], xticklabels=[name for name, _ in bars]
+        )
+        axes.margins(y=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path, format=suffix.removeprefix("."), dpi=150)
+
+
 def plot(figures, path, suffix):
     """Draws latency against context and throughput against batch.
 
@@ -70,9 +116,7 @@ def plot(figures, path, suffix):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    model, machine = figures["model"], figures["machine"]
-    title = f"{Path(model['folder']).name}: {model['parameters'] / 1e6:,.0f} million parameters, {model['precision']}"
-    figure.suptitle(f"{title}\n{machine['cpu']}, {figures['settings']['threads']} threads", fontsize=11)
+    figure.suptitle(_title(figures), fontsize=11)
     left, right = figure.subplots(1, 2)
     _panel(left, figures["context"], ("context", "tokens in context"), ("ms_per_token", "ms a token"))
     if figures["floor"]["ms_per_token"]:
@@ -84,6 +128,35 @@ def plot(figures, path, suffix):
 
 
 _ABOVE = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 8, "color": _GREY}
+
+
+def _print_head(figures):
+    model, machine, settings = figures["model"], figures["machine"], figures["settings"]
+    results.print(f"{model['folder']}: {model['precision']}, {model['parameters'] / 1e6:,.1f} million parameters")
+    memory = f", {readable_bytes(machine['memory_bytes'])}" if machine["memory_bytes"] else ""
+    results.print(f"{machine['cpu']}, {machine['cores']} cores{memory}, {machine['os']}")
+    results.print(", ".join(f"{name} {version}" for name, version in figures["versions"].items()))
+    results.print(f"{settings['threads']} threads on {settings['device']}, medians of {settings['rounds']} rounds")
+
+
+# Of the table: a title, the figure, what its milliseconds are shown as.
+_SECONDS, _MILLISECONDS = (1e-3, "s"), (1, "ms")
+_WAITS = (
+    ("first token p50", "first_token_p50_ms", _SECONDS),
+    ("p99", "first_token_p99_ms", _SECONDS),
+    ("between tokens p50", "inter_token_p50_ms", _MILLISECONDS),
+    ("p99", "inter_token_p99_ms", _MILLISECONDS),
+)
+
+
+def _ways(slots):
+    return ("alone", "one after the other"), ("together", f"{slots} at a time")
+
+
+def _title(figures):
+    model, machine = figures["model"], figures["machine"]
+    title = f"{Path(model['folder']).name}: {model['parameters'] / 1e6:,.0f} million parameters, {model['precision']}"
+    return f"{title}\n{machine['cpu']}, {figures['settings']['threads']} threads"
 
 
 def _panel(axes, rows, across, up):

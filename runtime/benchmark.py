@@ -114,7 +114,7 @@ def benchmark(folder, settings, progress=None):
     rounds = _Rounds(folder, settings, progress or (lambda count: None))
     for _ in range(settings.rounds):
         rounds.run()
-    model = _model(folder, rounds.session)
+    model = describe_model(folder, rounds.session)
     about = {"model": model, "machine": describe_machine(), "versions": versions()}
     about["settings"] = asdict(settings) | {
         "device": rounds.session.device,
@@ -130,8 +130,10 @@ class _Rounds:
     def __init__(self, folder, settings, progress):
         self.folder, self.settings, self._progress = folder, settings, progress
         slots, chosen = max(settings.batches), (settings.device, settings.threads, settings.precision)
-        self.session = _TimedSession(Session(folder, slots, *chosen))
-        self.engine, self.threads = Engine(self.session), settings.threads or physical_cores()
+        self.session = TimedSession(Session(folder, slots, *chosen))
+        # Every round has the same prompt: it must not be known from the one before.
+        self.engine = Engine(self.session, prefix_cache_bytes=0)
+        self.threads = settings.threads or physical_cores()
         config = self.session.config
         self.tokens = np.random.default_rng(0).integers(0, config.n_vocab, config.n_ctx)
         self.samples = defaultdict(list)
@@ -231,7 +233,7 @@ class _Rounds:
         return (time.perf_counter() - start) / (end - first)
 
 
-class _TimedSession:
+class TimedSession:
     """A Session that adds up the time of its decode steps."""
 
     def __init__(self, session):
@@ -248,7 +250,8 @@ class _TimedSession:
         return logits
 
 
-def _model(folder, session):
+def describe_model(folder, session):
+    """What was measured: {"folder", "precision", "parameters", "n_ctx", and sizes in bytes}."""
     from neo_tf.variables import count_parameters
 
     try:
