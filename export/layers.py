@@ -29,8 +29,7 @@ def rezero(x, scope):
 
 def linear(x, scope):
     """x @ kernel + bias: [batch, seq, in] -> [batch, seq, out]."""
-    product = matmul(x, scope, ["kernel"], "kernel")
-    return scope.op("Add", product, scope.weight("bias"))
+    return matmul(x, scope, ["kernel"], "kernel", scope.weight("bias"))
 
 
 def apply_rotary_emb(x, scope, config, tables):

@@ -9,25 +9,26 @@ from export.standard import standard_matmul
 _STEP = 1 / 127  # of activations that were scaled to [-1, 1]
 
 
-def matmul(x, scope, names, name):
-    """x @ some variables side by side, in the graph's precision: [..., in] -> [..., out]."""
+def matmul(x, scope, names, name, bias=None):
+    """x @ some variables side by side + a bias or none, in the graph's precision: [..., in] -> [..., out]."""
     precision, place = scope.graph.precision, scope if name == "kernel" else scope[name]
     if precision.layers is None:
-        return place.op("MatMul", x, scope.packed(names, name))
+        return _add(place, place.op("MatMul", x, scope.packed(names, name)), bias)
     shapes = [scope.tensor(part).shape for part in names]
     inputs, outputs = shapes[0][0], sum(shape[1] for shape in shapes)
     if precision.standard:
-        return standard_matmul(x, scope, place, names, name, inputs, outputs)
+        return _add(place, standard_matmul(x, scope, place, names, name, inputs, outputs), bias)
     if precision.dynamic:
-        return dynamic_matmul(x, scope, place, names, name, inputs, outputs)
+        return _add(place, dynamic_matmul(x, scope, place, names, name, inputs, outputs), bias)
     weight = blocks(scope, names, name, outputs, inputs, precision.layers, lambda *w: np.concatenate(w, axis=1).T)
-    return block_matmul(x, place, weight, outputs, inputs, precision.layers)
+    return block_matmul(x, place, weight, outputs, inputs, precision.layers, bias)
 
 
-def block_matmul(x, place, weight, outputs, inputs, bits):
-    """x @ a block-quantised weight, (integers, scales) by name: [..., inputs] -> [..., outputs]."""
-    return place.op(
-        *("MatMulNBits", x, *weight),
+def block_matmul(x, place, weight, outputs, inputs, bits, bias=None):
+    """x @ a block-quantised weight, (integers, scales) by name, + a bias or none: [..., inputs] -> [..., outputs]."""
+    fused = (None, None, bias) if bias and place.graph.precision.target == "cpu" else ()
+    product = place.op(
+        *("MatMulNBits", x, *weight, *fused),
         domain=MICROSOFT,
         K=inputs,
         N=outputs,
@@ -35,6 +36,11 @@ def block_matmul(x, place, weight, outputs, inputs, bits):
         block_size=block_size(inputs, bits, place.graph.precision.target),
         accuracy_level=4,  # products in int8: float32 ones take ten times as long on a CPU
     )
+    return product if fused else _add(place, product, bias)
+
+
+def _add(place, product, bias):
+    return place.op("Add", product, bias) if bias else product
 
 
 def blocks(scope, names, name, outputs, inputs, bits, function, rows=None):
