@@ -1,0 +1,84 @@
+"""Prompt lookup against plain decoding, in turn: on a text that repeats itself, and on ones that do not.
+
+    python benchmarks/lookup.py MODEL --precision int8 --threads 2
+
+The weights may be random: what makes a text repeat itself is a bias on its pairs of tokens. The others are drawn: one
+has no pair of tokens twice, and one, of few different tokens, has many that are followed by others: each guess fails.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+from neo_tf.console import count_progress, results, summary_table
+from runtime.engine import Engine, Request
+from runtime.sampling import SamplingOptions
+from runtime.session import Session
+
+_PASSAGE = 48  # tokens of what is repeated
+_FEW = 24  # different tokens of the text whose guesses fail
+_SURE = 1000.0  # a bias that leaves no other token a chance
+
+
+def texts(n_vocab, seed=0):
+    """{name: (prompt, SamplingOptions)}."""
+    passage = np.random.default_rng(seed).choice(n_vocab, _PASSAGE, replace=False).tolist()
+    pairs = {(one, other): _SURE for one, other in zip(passage, [*passage[1:], passage[0]], strict=True)}
+    few = {(token,): _SURE for token in passage[:_FEW]}
+    drawn = {"do_sample": True, "temperature": 50.0, "seed": seed}
+    return {
+        "repeats itself": (passage * 2, SamplingOptions(sequence_bias=pairs)),
+        "does not": (passage, SamplingOptions(**drawn)),
+        "guesses fail": (passage, SamplingOptions(sequence_bias=few, **drawn)),
+    }
+
+
+def measure(session, new_tokens, rounds, num_tokens, progress=None):
+    """Seconds of each text and way: {name: [(plain, with lookup), ...]}.
+
+    Raises:
+        AssertionError: the tokens are not the same.
+    """
+    engine, found = Engine(session, prefix_cache_bytes=0), {}
+    for _ in range(rounds):
+        for name, (prompt, sampling) in texts(session.config.n_vocab).items():
+            seconds, tokens = [], []
+            for lookup in (None, num_tokens):
+                request = Request(prompt, new_tokens, sampling=sampling, prompt_lookup_num_tokens=lookup)
+                began = time.perf_counter()
+                engine.generate([request])
+                seconds.append(time.perf_counter() - began)
+                tokens.append(request.tokens)
+            assert tokens[0] == tokens[1], f"{name}: other tokens with prompt lookup"
+            found.setdefault(name, []).append(tuple(seconds))
+            if progress:
+                progress(1)
+    return found
+
+
+def main():
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", type=Path, help="an ONNX folder")
+    parser.add_argument("--precision")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--new-tokens", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--num-tokens", type=int, default=10, help="prompt_lookup_num_tokens (10)")
+    arguments = parser.parse_args()
+    session = Session(arguments.model, threads=arguments.threads, precision=arguments.precision)
+    with count_progress("measuring", 3 * arguments.rounds) as progress:
+        found = measure(session, arguments.new_tokens, arguments.rounds, arguments.num_tokens, progress)
+    table = summary_table("text", "plain, tokens/s", "with lookup", "ratio")
+    for name, pairs in found.items():
+        plain, looked = (arguments.new_tokens / statistics.median(column) for column in zip(*pairs, strict=True))
+        ratio = statistics.median(plain / looked for plain, looked in pairs)
+        table.add_row(name, f"{plain:.0f}", f"{looked:.0f}", f"{ratio:.2f}")
+    results.print(table)
+
+
+if __name__ == "__main__":
+    main()
