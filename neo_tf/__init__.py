@@ -18,6 +18,13 @@ _HOMES = {
     "export_onnx": "export",
     "verify": "export",
     "pipeline": "runtime",
+    "Session": "runtime",
+    "Engine": "runtime",
+    "Service": "runtime",
+    "Request": "runtime",
+    "SamplingOptions": "runtime",
+    "BeamOptions": "runtime",
+    "Tokenizer": "runtime",
     "NeoTFError": "neo_tf.errors",
 }
 __all__ = [*_HOMES]
