@@ -173,7 +173,8 @@ class Engine:
         begin = sequence.cached
         end = len(request.prompt)
         # Where prompts have a graph of their own, without logits, the last token is decoded with the others' tokens.
-        joins = self.session.has_prompt_graph and sequence.joins
+        # A sequence's first one is not: learned keys come before it, and all rows of a step have them or none.
+        joins = self.session.has_prompt_graph and sequence.joins and end > 1
         chunk = request.prompt[begin : min(begin + PREFILL_CHUNK, end - joins)]
         wanted = request.prompt_logprobs is not None
         if len(chunk):
@@ -193,7 +194,7 @@ class Engine:
     def _decode(self):
         if len(self._running) == 1 and self._decode_guessed(self._running[0]):
             return
-        if not self._waiting and not self._prefilling:
+        if not (self._waiting or self._prefilling or self._slots.tight):  # a moved text is there twice for a moment
             self._close_ranks()
         rows = {}  # {slot: (sequence, token)}
         for sequence in self._running:

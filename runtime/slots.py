@@ -16,6 +16,10 @@ class Slots:
     Args:
         cache: a KVCache.
         limit: bytes; by default most of the memory that is there now. On CUDA all is allocated before.
+
+    Attributes:
+        limit: bytes, or None.
+        tight: whether all slots together could come to more.
     """
 
     def __init__(self, cache, limit=None):
@@ -24,7 +28,7 @@ class Slots:
             limit = available_memory()
             limit = limit and int(_SHARE * limit)
         self.limit = limit
-        self._tight = limit is not None and cache.bytes_at_most > limit
+        self.tight = limit is not None and cache.bytes_at_most > limit
         self._free = list(range(cache.slots))
         self._held = [0] * cache.slots  # bytes of each slot's memory
         self._promised = {}  # {slot in use: bytes that it may come to}
@@ -34,7 +38,7 @@ class Slots:
         if count > self._cache.slots:
             raise RequestError(f"{count} sequences are to be held at once, and the cache has {self._cache.slots} slots")
         size = count * self._cache.bytes_of(length)
-        if self._tight and size > self.limit:
+        if self.tight and size > self.limit:
             told = f"{readable_bytes(size)} of cache for {count * length} tokens"
             raise RequestError(f"the request needs {told}, and the limit is {readable_bytes(self.limit)}")
 
@@ -44,7 +48,7 @@ class Slots:
             return None
         size = self._cache.bytes_of(length)
         taken = self._free[:count]
-        if self._tight and sum(self._promised.values()) + count * size > self.limit:
+        if self.tight and sum(self._promised.values()) + count * size > self.limit:
             return None
         del self._free[:count]
         for slot in taken:
@@ -76,7 +80,7 @@ class Slots:
     def _promise(self, slot, size):
         """Lets a slot come to a size, and takes from others what that needs."""
         self._promised[slot] = size
-        if not self._tight:
+        if not self.tight:
             return
         if self._held[slot] > size:
             self._cache.release(slot)

@@ -10,6 +10,7 @@ from conftest import DECODABLE, GOLDEN, PADDING, TINY_PYTHON, Reference
 import neo_tf
 from neo_tf.errors import RequestError
 from runtime.engine import Engine, Request
+from runtime.machine import exact_int8
 from runtime.sampling import SamplingOptions
 from runtime.session import Session
 from runtime.tokenizer import Tokenizer
@@ -440,3 +441,39 @@ def test_no_token_left_ends_a_request(engine):
     three.generate(requests)
     assert [request.finish_reason for request in requests] == ["length", "stop", "stop"]
     assert requests[0].tokens == new[:9] and requests[1].tokens == [] and sorted(requests[2].tokens) == [4, 5]
+
+
+@pytest.mark.parametrize("name", ["tiny-python", "mem-kv", "attn-mix"])
+def test_prompts_in_int8_are_the_same_in_company(tmp_path, name):
+    """Their last tokens run with other sequences' new ones; those of a single token do not."""
+    neo_tf.export_onnx(MODELS[name][0], tmp_path / "onnx", "int8")
+    session = Session(tmp_path / "onnx", slots=4)
+    assert session.has_prompt_graph == exact_int8()
+    runs, decode = [], session.decode
+    session.decode = lambda first, ids, past: (runs.append(list(past)), decode(first, ids, past))[1]
+    ids = np.random.default_rng(3).integers(0, session.config.n_vocab, 60).tolist()
+    lengths = [1, 9, 1, 40, 2, 1, 17, 5, 1]
+    requests = [Request(ids[at : at + length], max_new_tokens=12) for at, length in enumerate(lengths)]
+    Engine(session).generate(requests)
+    single = Engine(Session(tmp_path / "onnx"), prefix_cache_bytes=0)
+    for request, length in zip(requests, lengths, strict=True):
+        assert request.tokens == alone(single, request).tokens
+        assert any(length - 1 in past for past in runs) or length == 1 or not exact_int8()
+
+
+@pytest.mark.parametrize("tight", [False, True])
+@pytest.mark.parametrize("name", ["tiny-global-local", "tiny-local-radius", "mem-kv", "attn-mix"])
+def test_the_last_sequences_move_to_the_slots_that_others_left(exported, name, tight):
+    """Idle slots cost as much as running ones. Where memory is limited they stay: both would hold the text."""
+    folder = exported(MODELS[name][0] if name in MODELS else GOLDEN / name)
+    session = Session(folder, slots=4)
+    limit = session.cache.bytes_at_most - 1 if tight else None
+    widths, decode = [], session.decode
+    session.decode = lambda first, ids, past: (widths.append((first, len(ids))), decode(first, ids, past))[1]
+    new = min(100, session.config.n_ctx - 3)
+    requests = [Request([number, 1, 2], max_new_tokens=length) for number, length in enumerate((3, new, 3, new))]
+    Engine(session, cache_bytes=limit).generate(requests)
+    assert widths[-1] == ((1, 3) if tight else (0, 2))
+    single = Engine(Session(folder))
+    for request in requests:
+        assert request.tokens == alone(single, request).tokens
