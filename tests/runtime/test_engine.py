@@ -473,7 +473,7 @@ def test_the_last_sequences_move_to_the_slots_that_others_left(exported, name, t
     new = min(100, session.config.n_ctx - 3)
     requests = [Request([number, 1, 2], max_new_tokens=length) for number, length in enumerate((3, new, 3, new))]
     Engine(session, cache_bytes=limit).generate(requests)
-    assert widths[-1] == ((1, 3) if tight else (0, 2))
+    assert widths[len(widths) // 2] == ((1, 3) if tight else (0, 2))
     single = Engine(Session(folder))
     for request in requests:
         assert request.tokens == alone(single, request).tokens
