@@ -36,6 +36,6 @@ def whole_numbers(name, text):
 def bytes_of(name, text):
     """ "500MB" or "1.5 GB" -> bytes; powers of 1000, as they are shown."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
-    if not found or not float(found[1]):
+    if not found:
         raise RequestError(f"{name} must be a size such as 2GB or 500MB, not {text!r}")
     return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))

@@ -67,6 +67,9 @@ def generate(
     as_json: Annotated[
         bool, _option("One prompt too as a line of JSON, with all that is known of it.", "--json", panel=RESULTS)
     ] = False,
+    prefix_cache_memory: Annotated[
+        str | None, _option("Of what their beginnings have in common, which is computed once; 0 for none.")
+    ] = None,
     device: Device = None,
     precision: ChosenPrecision = None,
     threads: Threads = None,
@@ -84,7 +87,8 @@ def generate(
 
     arguments = read_options(arguments)
     GenerateArguments.parse(arguments)  # what is wrong is said before a model is exported or loaded
-    cache_bytes = cache_memory and bytes_of("cache_memory", cache_memory)
+    memory = {"cache_bytes": cache_memory and bytes_of("cache_memory", cache_memory)}
+    memory["prefix_cache_bytes"] = prefix_cache_memory and bytes_of("prefix_cache_memory", prefix_cache_memory)
     if prompts and input_file:
         raise RequestError("PROMPT and --input are both given: one source is enough")
     to_file = output and str(output) != "-"
@@ -98,9 +102,7 @@ def generate(
     def load(slots):
         chosen = precision and precision.value
         folder = resolve_model(model, tokenizer, revision, export_progress, moe_policy, chosen)
-        return folder, TextGenerationPipeline(
-            folder, tokenizer, device, slots, threads, chosen, cache_bytes=cache_bytes
-        )
+        return folder, TextGenerationPipeline(folder, tokenizer, device, slots, threads, chosen, **memory)
 
     more = any(name in arguments for name in _MORE_THAN_TEXT)
     if not (input_file or output or as_json or more) and len(prompts) == 1:
@@ -112,7 +114,8 @@ def generate(
         stack.callback(results.close)
         if prompts:
             each = max(arguments.get(name, 1) for name in ("num_return_sequences", "num_beams"))
-            batch_size = min(batch_size, len(prompts) * each)
+            # Two at least: quantised rows are decoded in pairs, and a prompt's text must not depend on their number.
+            batch_size = min(batch_size, max(len(prompts) * each, 2))
         batch_size = max(batch_size, arguments.get("num_beams", 1))
         folder, generator = load(batch_size)
         job = {

@@ -5,6 +5,7 @@ from dataclasses import MISSING, fields
 
 from neo_tf.errors import RequestError
 from runtime.beams import BeamOptions
+from runtime.lookup import check_lookup
 from runtime.request import Request
 from runtime.sampling import SamplingOptions, check_ids, check_number
 
@@ -106,7 +107,7 @@ class GenerateArguments:
         Raises:
             RequestError: what is wrong, in one line.
         """
-        values = cls._known({name: value for name, value in values.items() if value is not None})
+        values = cls.known({name: value for name, value in values.items() if value is not None})
         if isinstance(values.get("stop_strings"), str):
             values["stop_strings"] = [values["stop_strings"]]
         options = cls(values)
@@ -118,16 +119,19 @@ class GenerateArguments:
                 raise RequestError(f"{name} must be True or False, not {getattr(options, name)!r}")
             setattr(options, name, bool(getattr(options, name)))
         options._sampling(0)
-        for name in _OF_LOOKUP:
-            if getattr(options, name) is not None:
-                check_number(name, getattr(options, name), int, lambda value: value > 0, "be greater than 0")
+        guessed = options.prompt_lookup_num_tokens
+        check_lookup(1 if guessed is None else guessed, options.max_matching_ngram_size)
         options._beams()
         options._check_together()
         return options
 
     @classmethod
-    def _known(cls, values):
-        """The same arguments by their new names."""
+    def known(cls, values):
+        """The same arguments by their new names.
+
+        Raises:
+            RequestError: a name that is unknown, or given in both forms.
+        """
         for name in values:
             if name in _LEFT_OUT:
                 raise RequestError(f"{name} is not served: {_LEFT_OUT[name]}")
@@ -172,8 +176,8 @@ class GenerateArguments:
             value = getattr(self, name)
             if self.num_beams > 1 and value is not None and value is not False:
                 raise RequestError(f"{name} with num_beams {self.num_beams}: which beam returns shows only at the end")
-        if self.num_beam_groups > 1 and self.do_sample:
-            raise RequestError("num_beam_groups with do_sample=True: groups differ by their penalty, not by chance")
+        if beams := self._beams():
+            beams.check_sampling(self._sampling(0))
 
     @property
     def needs_text(self):
@@ -213,7 +217,8 @@ class GenerateArguments:
         stops = self._stops(config)
         if self.exponential_decay_length_penalty and not stops:
             raise RequestError("exponential_decay_length_penalty needs an eos_token_id: the model has none")
-        kept = {name: getattr(self, name) for name in ("max_time", "include_stop_str_in_output", *_KEPT, *_OF_LOOKUP)}
+        names = ("max_time", "include_stop_str_in_output", *_OF_LOOKUP, *(() if self.num_beams > 1 else _KEPT))
+        kept = {name: getattr(self, name) for name in names}
         return Request(
             prompt,
             limit,

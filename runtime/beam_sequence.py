@@ -3,7 +3,6 @@
 import numpy as np
 
 from runtime.beams import BeamSearch
-from runtime.prefix_cache import prefix_keys
 from runtime.stopping import Clock, stop_test, text_of
 
 
@@ -23,7 +22,7 @@ class BeamSequence:
 
     def __init__(self, request, slots, config, cache):
         self.request, self.slots, self.cached = request, slots, 0
-        self.keys, self.inputs = prefix_keys(request.prompt), []
+        self.keys, self.inputs = [], []
         self._cache, self._limit, self._new = cache, request.limit(config), 0
         self._clock = Clock(request.max_time)
         self._search = BeamSearch(

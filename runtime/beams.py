@@ -65,6 +65,11 @@ class BeamOptions:
                 "num_beam_groups and diversity_penalty need each other: without a penalty all groups are the same"
             )
 
+    def check_sampling(self, sampling):
+        """Raises RequestError where they do not go with SamplingOptions."""
+        if self.num_beam_groups > 1 and sampling.do_sample:
+            raise RequestError("num_beam_groups with do_sample=True: groups differ by their penalty, not by chance")
+
 
 @dataclass
 class Hypothesis:
@@ -112,8 +117,7 @@ class BeamSearch:
     """
 
     def __init__(self, options, sampling, prompt, max_new_tokens, stop_token_ids=(), min_new_tokens=0, stops=None):
-        if options.num_beam_groups > 1 and sampling.do_sample:
-            raise RequestError("num_beam_groups with do_sample=True: groups differ by their penalty, not by chance")
+        options.check_sampling(sampling)
         self.hypotheses = []
         self._options, self._renormalizes = options, sampling.renormalize_logits
         self._diversity = HammingDiversity(options.diversity_penalty) if options.num_beam_groups > 1 else None

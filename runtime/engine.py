@@ -5,11 +5,13 @@ from collections import deque
 
 import numpy as np
 
-from neo_tf.errors import EngineError, one_line
+from neo_tf.errors import EngineError, RequestError, one_line
 from runtime.beam_sequence import BeamSequence
 from runtime.prefix_cache import PrefixCache
 from runtime.request import Request
+from runtime.sampling import check_number
 from runtime.sequences import Sequence
+from runtime.session import QUANTISED
 from runtime.slots import Slots
 
 __all__ = ["Engine", "Request"]
@@ -28,6 +30,9 @@ class Engine:
             there is room for its longest text.
         prefix_cache_bytes: memory of the shared-prefix cache beside it; that of one context where None, 0 for none.
 
+    Raises:
+        RequestError: sizes that are none.
+
     Example:
         >>> engine = Engine(Session("models/onnx", slots=4))
         >>> requests = [Request([464, 3290], max_new_tokens=20), Request([818, 257], max_new_tokens=5)]
@@ -35,10 +40,13 @@ class Engine:
     """
 
     def __init__(self, session, cache_bytes=None, prefix_cache_bytes=None):
+        for name, value, least in (("cache_bytes", cache_bytes, 1), ("prefix_cache_bytes", prefix_cache_bytes, 0)):
+            if value is not None:
+                check_number(name, value, int, lambda value, least=least: value >= least, f"be at least {least}")
         self.session, self.config = session, session.config
         self._waiting, self._prefilling, self._running = deque(), deque(), []
-        self._slots = Slots(session.cache, cache_bytes)
-        self.prefixes = _prefix_cache(session.cache, prefix_cache_bytes)
+        self._slots = Slots(session.cache, cache_bytes, session.slots)
+        self.prefixes = _prefix_cache(session, prefix_cache_bytes)
         self._any_cancelled = False
         self.ended = []  # requests that ended in the last step
 
@@ -55,9 +63,9 @@ class Engine:
         """
         for request in requests:
             self.check(request)
-        for request in requests:
-            self._queue(request)
         try:
+            for request in requests:
+                self._queue(request)
             ours, busy = {id(request) for request in requests}, True
             while busy:
                 busy = self.step()
@@ -75,6 +83,9 @@ class Engine:
         self._queue(request)
 
     def _queue(self, request):
+        if request.queued:
+            raise RequestError("the request is queued already: make a new one")
+        request.queued = True
         self._waiting.append(request)
         if request.cancelled:  # by now
             self._any_cancelled = True
@@ -121,10 +132,15 @@ class Engine:
             if slots is None:
                 return
             self._waiting.popleft()
-            if request.beams:
-                sequence = BeamSequence(request, slots, self.config, self.session.cache)
-            else:
-                sequence = Sequence(request, slots, self.config)
+            try:
+                if request.beams:
+                    sequence = BeamSequence(request, slots, self.config, self.session.cache)
+                else:
+                    sequence = Sequence(request, slots, self.config)
+            except Exception as error:  # of what check cannot know: a tokenizer, or a logits processor of its own
+                self._slots.give(slots)
+                self._fail(request, error)
+                continue
             self._prefilling.append(sequence)
 
     def _drop_cancelled(self):
@@ -168,7 +184,8 @@ class Engine:
         request, slot = sequence.request, sequence.slots[0]
         if sequence.cached == 0:
             sequence.begin()
-            if self.prefixes:
+            if self.prefixes and request.prompt_logprobs is None:
+                sequence.keys = self.prefixes.keys(request.prompt)
                 sequence.cached = self.prefixes.load(slot, sequence.keys)
         begin = sequence.cached
         end = len(request.prompt)
@@ -194,7 +211,8 @@ class Engine:
     def _decode(self):
         if len(self._running) == 1 and self._decode_guessed(self._running[0]):
             return
-        if not (self._waiting or self._prefilling or self._slots.tight):  # a moved text is there twice for a moment
+        # A moved text is there twice for a moment.
+        if not (self._waiting or self._prefilling or self._slots.tight) and self.session.device == "cpu":
             self._close_ranks()
         rows = {}  # {slot: (sequence, token)}
         for sequence in self._running:
@@ -238,9 +256,18 @@ class Engine:
         ranges, first = [], running[0]
         for slot, following in zip(running, [*running[1:], None], strict=True):
             if following is None or any(slot < one < following for one in held):
-                ranges.append((first, slot + 1))
+                ranges.append(self._even(first, slot + 1, held))
                 first = following
         return ranges
+
+    def _even(self, first, end, held):
+        """The range, with an idle slot more where the session wants even numbers."""
+        if not self.session.in_pairs or (end - first) % 2 == 0:
+            return first, end
+        if end < self.session.cache.slots and end not in held:
+            return first, end + 1
+        # Else the last odd row is rounded otherwise: a slot between two half-prefilled ones that must not idle.
+        return (first - 1, end) if first > 0 and first - 1 not in held else (first, end)
 
     def _close_ranks(self):
         """Moves what is in the last slot to a free one before it, so that fewer idle ones are stepped along."""
@@ -265,8 +292,10 @@ class Engine:
             self.ended.append(request)
 
 
-def _prefix_cache(cache, limit):
+def _prefix_cache(session, limit):
+    cache = session.cache
     if cache.device != "cpu" or cache.has_sums or limit == 0:
         return None
-    prefixes = PrefixCache(cache, limit)
+    # Quantised, a prompt must be cut where it is without the cache: other pieces are rounded otherwise.
+    prefixes = PrefixCache(cache, limit, PREFILL_CHUNK if session.precision in QUANTISED else None)
     return prefixes if prefixes.blocks else None

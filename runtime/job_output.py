@@ -129,13 +129,14 @@ class JobFile:
                 target.write(source.readline().split(b" ", 3)[3])
             target.flush()
             os.fsync(target.fileno())
+        self._file.close()  # some systems remove no open file
         self.partial.unlink()
 
     def close(self):
         """Leaves FILE.partial for the next run, unless nothing is there."""
+        self._file.close()
         if not self.done:
             self.partial.unlink(missing_ok=True)
-        self._file.close()
 
     def _lock(self):
         try:

@@ -109,7 +109,7 @@ class Job:
         for name in values:
             if name in _NOT_IN_JSON:
                 raise RequestError(f"{name} is for calls from Python: JSON cannot say it")
-        before = self._arguments
+        values, before = GenerateArguments.known(values), self._arguments
         if any(name in values for name in _LIMITS):
             before = {name: value for name, value in before.items() if name not in _LIMITS}
         options = GenerateArguments.parse(before | values)
@@ -120,7 +120,9 @@ class Job:
     def _step(self):
         self._engine.step()
         for request in self._engine.ended:
-            one = self._of_request.pop(id(request))
+            one = self._of_request.pop(id(request), None)
+            if one is None:  # of an earlier job, which was interrupted
+                continue
             self._tokens += len(request.tokens)
             if all(each.finish_reason for each in one.requests):
                 del self._open[one.line.index]

@@ -164,11 +164,18 @@ class KVCache:
         if self.device == "cpu":
             if self._large_pages:
                 return np.zeros(shape, dtype), None  # numpy asks for them by itself
-            pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **_PRIVATE)
-            return np.frombuffer(pages, dtype).reshape(shape), pages
+            return allocate_pages(shape, dtype)
         from onnxruntime import OrtValue
 
         return OrtValue.ortvalue_from_shape_and_type(shape, _element_type(dtype), self.device, self.device_id), None
+
+
+def allocate_pages(shape, dtype):
+    """An array in ordinary pages, each of which takes memory when it is first written, and the mmap behind it."""
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **_PRIVATE)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # else some systems take 2 MB for each head's first row
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, dtype).reshape(shape), pages
 
 
 def rows(part, config, device="cpu"):

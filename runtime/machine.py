@@ -76,17 +76,28 @@ def exact_int8():
     return any({"avx512_vnni", "avx_vnni"} & set(processor.get("flags", "").split()) for processor in _processors())
 
 
-def available_memory():
-    """Bytes that may still be taken: the machine's, or of the control group that the process is in; None if unknown."""
+def available_memory(root=Path("/")):
+    """Bytes that may still be taken: of the machine, and of the control groups (v2) that the process is in.
+
+    Args:
+        root: where proc and sys are.
+
+    Returns:
+        None where the system does not tell.
+    """
     found = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # another system, or no limit
-        pass
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    own = next((line[3:] for line in _lines(root / "proc/self/cgroup") if line.startswith("0::")), "/")
+    top = root / "sys/fs/cgroup"
+    for group in {top / own.strip("/"), *(top / parent for parent in Path(own.strip("/")).parents)}:
+        limit, used = (next(iter(_lines(group / f"memory.{name}")), "") for name in ("max", "current"))
+        if limit.isdigit() and used.isdigit():
+            # Pages of files are given back where memory is short.
+            files = (line.split() for line in _lines(group / "memory.stat"))
+            given = sum(int(size) for name, size in files if name in ("active_file", "inactive_file"))
+            found.append(int(limit) - int(used) + given)
     return max(min(found), 0) if found else None
 
 
@@ -108,6 +119,14 @@ def peak_memory(process="self"):
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _lines(path):
+    """Lines of a file; none where it cannot be read."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def _processors():

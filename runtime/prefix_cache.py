@@ -1,13 +1,13 @@
 """The shared-prefix cache: what prompts begin with is computed once, and copied for those that begin the same."""
 
 import hashlib
-import math
-import mmap
 from collections import OrderedDict
 
 import numpy as np
 
-BLOCK = 64  # tokens; a prefix is found by whole blocks
+from runtime.kv_cache import allocate_pages
+
+BLOCK = 64  # tokens
 
 
 class PrefixCache:
@@ -19,26 +19,39 @@ class PrefixCache:
     Args:
         cache: a KVCache in the CPU's memory, without linear attention's sums.
         limit: bytes to use, those of one context where None; they are taken as they are needed.
+        block: tokens of a block; a prefix is found by whole ones.
 
     Attributes:
         tokens_reused: of all prompts so far.
     """
 
-    def __init__(self, cache, limit):
-        self._cache, self.tokens_reused = cache, 0
-        views = cache.rows_of(0, 0, BLOCK, BLOCK)  # the first block's has the learned keys and values, too
+    def __init__(self, cache, limit=None, block=None):
+        self._cache, self._block, self.tokens_reused = cache, block or BLOCK, 0
+        views = cache.rows_of(0, 0, self._block, self._block)  # the first block's has the learned keys and values, too
         self.block_bytes = sum(view.nbytes for view in views)
-        self.blocks = cache.n_ctx // BLOCK if limit is None else limit // self.block_bytes
-        self._store = [_allocate((self.blocks, *view.shape), view.dtype) for view in views] if self.blocks else []
+        self.blocks = cache.n_ctx // self._block if limit is None else limit // self.block_bytes
+        self._store = [allocate_pages((self.blocks, *view.shape), view.dtype)[0] for view in views if self.blocks]
         self._free = list(range(self.blocks))
         self._places = OrderedDict()  # {key: (place in the store, first position with all layers' rows)}
+
+    def keys(self, prompt):
+        """A key for each whole block of a prompt, of all tokens up to its end; without the prompt's last token.
+
+        That one is run in any case: the first logits come from it.
+        """
+        keys, digest = [], hashlib.blake2b(digest_size=16)
+        ids = np.asarray(prompt, np.int64)
+        for end in range(self._block, len(ids), self._block):
+            digest.update(ids[end - self._block : end].tobytes())
+            keys.append(digest.digest())
+        return keys
 
     def load(self, slot, keys):
         """Fills an empty slot with the longest known prefix of a prompt.
 
         Args:
             slot: of the cache.
-            keys: of the prompt: see prefix_keys.
+            keys: of the prompt.
 
         Returns:
             The prefix's length in tokens.
@@ -49,13 +62,13 @@ class PrefixCache:
         while known and not self._ends_whole(keys[:known]):
             known -= 1
         for number, key in enumerate(keys[:known]):
-            place, begin = self._places[key][0], number * BLOCK
-            targets = self._cache.rows_of(slot, begin, begin + BLOCK, known * BLOCK)
+            place, begin = self._places[key][0], number * self._block
+            targets = self._cache.rows_of(slot, begin, begin + self._block, known * self._block)
             for target, store in zip(targets, self._store, strict=True):
                 target[:] = store[place][:, store.shape[2] - target.shape[1] :]
         self._touch(keys[:known])
-        self.tokens_reused += known * BLOCK
-        return known * BLOCK
+        self.tokens_reused += known * self._block
+        return known * self._block
 
     def save(self, slot, keys, begin, length):
         """Keeps the blocks of a prompt that a chunk has completed.
@@ -65,14 +78,14 @@ class PrefixCache:
             keys: of the prompt.
             begin, length: the chunk's first position, and the slot's length after it.
         """
-        first, end = begin // BLOCK, min(length // BLOCK, len(keys), self.blocks)
+        first, end = begin // self._block, min(length // self._block, len(keys), self.blocks)
         kept = self._cache.first_kept(length)
         for number in range(first, end):
-            start, known = number * BLOCK, self._places.get(keys[number])
+            start, known = number * self._block, self._places.get(keys[number])
             if known and known[1] <= max(start, kept):
                 continue
             place = known[0] if known else self._place()
-            views = self._cache.rows_of(slot, start, start + BLOCK, length)
+            views = self._cache.rows_of(slot, start, start + self._block, length)
             for view, store in zip(views, self._store, strict=True):
                 store[place][:, store.shape[2] - view.shape[1] :] = view
             self._places[keys[number]] = (place, max(start, kept))
@@ -80,9 +93,9 @@ class PrefixCache:
 
     def _ends_whole(self, keys):
         """Whether a prefix can end with the last of these blocks."""
-        needed = len(keys) * BLOCK - self._cache.window
-        blocks = [(number * BLOCK, self._places[key][1]) for number, key in enumerate(keys)]
-        return all(there <= max(start, needed) for start, there in blocks if start + BLOCK > needed)
+        needed = len(keys) * self._block - self._cache.window
+        blocks = [(number * self._block, self._places[key][1]) for number, key in enumerate(keys)]
+        return all(there <= max(start, needed) for start, there in blocks if start + self._block > needed)
 
     def _place(self):
         if self._free:
@@ -94,21 +107,3 @@ class PrefixCache:
         for key in reversed(keys):
             if key in self._places:
                 self._places.move_to_end(key)
-
-
-def prefix_keys(prompt):
-    """A key for each whole block of a prompt, of all tokens up to its end; without the prompt's last token.
-
-    That one is run in any case: the first logits come from it.
-    """
-    keys, digest = [], hashlib.blake2b(digest_size=16)
-    ids = np.asarray(prompt, np.int64)
-    for end in range(BLOCK, len(ids), BLOCK):
-        digest.update(ids[end - BLOCK : end].tobytes())
-        keys.append(digest.digest())
-    return keys
-
-
-def _allocate(shape, dtype):
-    """Memory that is taken as it is written."""
-    return np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype).reshape(shape)

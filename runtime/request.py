@@ -7,7 +7,8 @@ import numpy as np
 
 from neo_tf.errors import RequestError
 from runtime.beams import BeamOptions
-from runtime.sampling import SamplingOptions, check_number
+from runtime.lookup import check_lookup
+from runtime.sampling import SamplingOptions, check_ids, check_number
 from runtime.tokenizer import Tokenizer
 
 # What is made of each token as it comes.
@@ -45,6 +46,7 @@ class Request:
         finish_reason: None while it runs; "stop" after a stop token or string, or where the processors leave no token
             possible; "length" at a limit, "time" after max_time, "cancelled", or "error".
         error: what went wrong, of finish_reason "error": an EngineError, or what a function of its own raised.
+        queued: whether it was submitted to an engine.
         cancelled: whether it is to end before the next step; see Engine.cancel.
         token_logprobs, prompt_token_logprobs: a float for each token.
         top_logprobs, prompt_top_logprobs: {token id: float} for each token, most likely first.
@@ -75,6 +77,7 @@ class Request:
     text: str = field(default="", init=False)
     finish_reason: str | None = field(default=None, init=False)
     error: Exception | None = field(default=None, init=False)
+    queued: bool = field(default=False, init=False)
     cancelled: bool = field(default=False, init=False)
     token_logprobs: list = field(default_factory=list, init=False)
     top_logprobs: list = field(default_factory=list, init=False)
@@ -90,7 +93,7 @@ class Request:
             raise RequestError("the request has run already: make a new one")
         self._check_prompt(config)
         self._check_limit(config)
-        for token in self.stop_token_ids:
+        for token in check_ids("stop_token_ids", self.stop_token_ids):
             if not 0 <= token < config.n_vocab:
                 raise RequestError(f"stop token id {token} is outside the vocabulary of {config.n_vocab}")
         self.sampling.check_vocabulary(config.n_vocab)
@@ -129,10 +132,10 @@ class Request:
 
     def _check_limit(self, config):
         new, length, n_ctx = self.max_new_tokens, len(self.prompt), config.n_ctx
+        check_number("min_new_tokens", self.min_new_tokens, int, lambda value: value >= 0, "not be negative")
         if new is None:
             return
-        if new < 1:
-            raise RequestError(f"max_new_tokens must be at least 1, not {new}")
+        check_number("max_new_tokens", new, int, lambda value: value >= 1, "be at least 1")
         if length + new > n_ctx:
             raise RequestError(f"a prompt of {length} tokens and max_new_tokens {new} exceed n_ctx {n_ctx}")
 
@@ -149,13 +152,13 @@ class Request:
             raise RequestError("stop_strings and on_text need a tokenizer to write the text with")
 
     def _check_lookup(self):
-        for name in ("prompt_lookup_num_tokens", "max_matching_ngram_size"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), int, lambda value: value > 0, "be greater than 0")
+        if self.prompt_lookup_num_tokens is not None:
+            check_lookup(self.prompt_lookup_num_tokens, self.max_matching_ngram_size)
 
     def _check_beams(self):
         if not self.beams:
             return
+        self.beams.check_sampling(self.sampling)
         for name in (*_OF_TOKENS, "prompt_lookup_num_tokens"):
             value = getattr(self, name)
             if value is not None and value is not False:

@@ -2,7 +2,6 @@
 
 from runtime.chooser import Chooser
 from runtime.lookup import PromptLookup
-from runtime.prefix_cache import prefix_keys
 from runtime.stopping import Stopping
 
 
@@ -23,7 +22,7 @@ class Sequence:
     def __init__(self, request, slots, config):
         self.request, self.slots, self.cached = request, slots, 0
         self._limit = request.limit(config)
-        self.keys = [] if request.prompt_logprobs is not None else prefix_keys(request.prompt)
+        self.keys = []
         self._chooser, self._stopping = Chooser(request, config), Stopping(request, config)
         self.begin, self.see_prompt = self._stopping.begin, self._chooser.see_prompt
         self._lookup = self._history = None

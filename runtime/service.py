@@ -67,11 +67,13 @@ class Service:
         """
         for request in requests:
             self._engine.check(request)
-        futures = [self.submit(request) for request in requests]
+        futures = []
         try:
+            for request in requests:
+                futures.append(self.submit(request))
             return [future.result() for future in futures]
         except BaseException:
-            for request in requests:
+            for request in requests[: len(futures)]:
                 self.cancel(request)
             raise
 
@@ -102,7 +104,8 @@ class Service:
                 yield token
             future.result()
         finally:
-            self.cancel(request)
+            if not request.finish_reason:
+                self.cancel(request)
 
     def close(self):
         """Ends what is running as cancelled, and then the thread."""

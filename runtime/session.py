@@ -11,6 +11,7 @@ from runtime.kv_cache import KVCache
 from runtime.machine import exact_int8
 from runtime.providers import choose, create_session, placement
 
+QUANTISED = ("int8", "int4")
 _SPIN = 1000  # microseconds that a thread waits awake for its next piece of work
 _INPUTS = ("input_ids", "position_ids", "seqlens_k", "total_sequence_length")
 
@@ -24,6 +25,9 @@ class Session:
         device: None (what the folder was exported for), "cpu", "cuda" or "cuda:N".
         threads: of the CPU; ONNX Runtime's choice where None.
         precision: one of the folder's; its first where None.
+
+    Attributes:
+        slots: as given; the cache may have one more.
 
     Raises:
         CheckpointError: the folder is damaged or is none of ours.
@@ -50,11 +54,13 @@ class Session:
         if prompts.is_file() and exact_int8():
             self._prompts = self._load(prompts, threads)
             self._check_graph(prompts, self._prompts, set(_INPUTS), {})
-        size = slots * KVCache.bytes_per_slot(self.config, dtype, self.device)
+        self.slots = slots
+        rows = slots + slots % 2 if self.in_pairs else slots  # a last odd slot needs a neighbour
+        size = rows * KVCache.bytes_per_slot(self.config, dtype, self.device)
         small = size < (folder / DATA_FILE).stat().st_size / 2  # beside the weights
-        self.cache = KVCache(self.config, slots, dtype, self.device, self.device_id, large_pages=small)
+        self.cache = KVCache(self.config, rows, dtype, self.device, self.device_id, large_pages=small)
         self._decoders = {}
-        self._logits = np.empty((slots, 1, self.config.n_vocab), np.float32)  # of every decode step, row by row
+        self._logits = np.empty((rows, 1, self.config.n_vocab), np.float32)  # of every decode step, row by row
 
     def _load(self, path, threads):
         import onnxruntime
@@ -107,9 +113,13 @@ class Session:
         return self._prompts is not None
 
     @property
-    def slots(self):
-        """Sequences that the cache holds at once."""
-        return self.cache.slots
+    def in_pairs(self):
+        """Whether rows are to be decoded in even numbers, for a row's logits to be the same in any company, bit by bit.
+
+        ONNX Runtime's kernel for quantised weights takes two rows at a time, and adds up a last odd one otherwise.
+        With one slot there is no company, and a lone row is faster.
+        """
+        return self.slots > 1 and self.device == "cpu" and self.precision in QUANTISED
 
     def prefill(self, slot, token_ids, past, keep=1):
         """Runs several tokens of one sequence, appending them to its slot.

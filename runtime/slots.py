@@ -16,27 +16,28 @@ class Slots:
     Args:
         cache: a KVCache.
         limit: bytes; by default most of the memory that is there now. On CUDA all is allocated before.
+        count: so many of the cache's slots; all where None.
 
     Attributes:
         limit: bytes, or None.
         tight: whether all slots together could come to more.
     """
 
-    def __init__(self, cache, limit=None):
-        self._cache = cache
+    def __init__(self, cache, limit=None, count=None):
+        self._cache, self._count = cache, count or cache.slots
         if limit is None and cache.device == "cpu":
             limit = available_memory()
             limit = limit and int(_SHARE * limit)
         self.limit = limit
         self.tight = limit is not None and cache.bytes_at_most > limit
-        self._free = list(range(cache.slots))
+        self._free = list(range(self._count))
         self._held = [0] * cache.slots  # bytes of each slot's memory
         self._promised = {}  # {slot in use: bytes that it may come to}
 
     def check(self, count, length):
         """Raises RequestError where so many sequences of that length could never be held."""
-        if count > self._cache.slots:
-            raise RequestError(f"{count} sequences are to be held at once, and the cache has {self._cache.slots} slots")
+        if count > self._count:
+            raise RequestError(f"{count} sequences are to be held at once, and the cache has {self._count} slots")
         size = count * self._cache.bytes_of(length)
         if self.tight and size > self.limit:
             told = f"{readable_bytes(size)} of cache for {count * length} tokens"

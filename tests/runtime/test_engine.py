@@ -9,6 +9,7 @@ from conftest import DECODABLE, GOLDEN, PADDING, TINY_PYTHON, Reference
 
 import neo_tf
 from neo_tf.errors import RequestError
+from runtime.beams import BeamOptions
 from runtime.engine import Engine, Request
 from runtime.machine import exact_int8
 from runtime.sampling import SamplingOptions
@@ -16,6 +17,7 @@ from runtime.session import Session
 from runtime.tokenizer import Tokenizer
 
 MODELS = {name: (GOLDEN / name, PADDING) for name in DECODABLE} | {"tiny-python": (TINY_PYTHON, 1)}
+GROUPS = BeamOptions(4, num_beam_groups=2, diversity_penalty=1.0)
 # The stop token of the original's run, in report.json; what comes after a row's first one is not compared.
 STOPS = [
     (name, key)
@@ -470,10 +472,80 @@ def test_the_last_sequences_move_to_the_slots_that_others_left(exported, name, t
     limit = session.cache.bytes_at_most - 1 if tight else None
     widths, decode = [], session.decode
     session.decode = lambda first, ids, past: (widths.append((first, len(ids))), decode(first, ids, past))[1]
+    copies, copy = [], session.cache.copy
+    session.cache.copy = lambda *places: (copies.append(places), copy(*places))
     new = min(100, session.config.n_ctx - 3)
     requests = [Request([number, 1, 2], max_new_tokens=length) for number, length in enumerate((3, new, 3, new))]
     Engine(session, cache_bytes=limit).generate(requests)
-    assert widths[len(widths) // 2] == ((1, 3) if tight else (0, 2))
+    assert (not copies) if tight else (copies and widths[len(widths) // 2] == (0, 2))
     single = Engine(Session(folder))
     for request in requests:
         assert request.tokens == alone(single, request).tokens
+
+
+class NoTokenizer:
+    """Fails where a sequence begins, after every check."""
+
+    def stream(self, *arguments):
+        raise OSError("no such tokenizer")
+
+
+def test_a_request_that_cannot_begin_fails_alone_and_gives_its_slots_back(engine):
+    made = engine("tiny-global-local", slots=2)
+    good, bad = Request([1, 2], max_new_tokens=9), Request([3], max_new_tokens=9, tokenizer=NoTokenizer())
+    for request in (bad, good):
+        made.submit(request)
+    while made.step():
+        pass
+    assert good.finish_reason == "length" and bad.finish_reason == "error" and "no such tokenizer" in str(bad.error)
+    assert made.free_slots == 2
+    with pytest.raises(OSError, match="no such tokenizer"):
+        made.generate([Request([1, 2]), Request([3], tokenizer=NoTokenizer())])
+    assert made.free_slots == 2
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        ({"max_new_tokens": 4.0}, "max_new_tokens must be a whole number"),
+        ({"min_new_tokens": -1}, "min_new_tokens must not be negative"),
+        ({"stop_token_ids": 5}, "stop_token_ids must be token ids"),
+        ({"prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 10**9}, "max_matching_ngram_size must be from 1"),
+        ({"beams": GROUPS, "sampling": SamplingOptions(do_sample=True)}, "num_beam_groups with do_sample=True"),
+    ],
+)
+def test_what_would_fail_later_is_refused_at_once(engine, values, told):
+    with pytest.raises(RequestError, match=told):
+        engine("tiny-global-local", slots=4).submit(Request([1, 2], **values))
+
+
+def test_a_request_is_queued_once(engine):
+    made, request = engine("tiny-global-local", slots=2), Request([1, 2], max_new_tokens=4)
+    with pytest.raises(RequestError, match="queued already"):
+        made.generate([request, request])
+    assert made.free_slots == 2 and not made.step()
+
+
+@pytest.mark.parametrize("name, value", [("cache_bytes", 0), ("cache_bytes", "2GB"), ("prefix_cache_bytes", -5)])
+def test_sizes_that_are_none_are_refused(exported, name, value):
+    with pytest.raises(RequestError, match=f"{name} must be"):
+        Engine(Session(exported(GOLDEN / "tiny-global")), **{name: value})
+
+
+@pytest.mark.parametrize("lookup", [None, 6])
+def test_stop_strings_past_the_window_and_at_the_last_position(exported, lookup):
+    """Every text of one character or two that the model writes, stopped at each place where it comes first."""
+    tokenizer = Tokenizer(TINY_PYTHON / "byte-level-bpe.tokenizer.json")
+    session = Session(exported(TINY_PYTHON))
+    made, n_ctx = Engine(session), session.config.n_ctx
+    prompt = (tokenizer.encode("def read_lines(path):\n") * 40)[: n_ctx - 60]  # far past the window of 256
+    whole = Request(prompt, tokenizer=tokenizer, sampling=SamplingOptions(do_sample=True, seed=5))
+    made.generate([whole])
+    assert len(prompt) + len(whole.tokens) == n_ctx and whole.finish_reason == "length"
+    last = tokenizer.decode(whole.tokens[-1:])
+    for stop in {whole.text[at : at + 3] for at in (9, 40, 80)} | {last}:
+        options = {"sampling": whole.sampling, "stop_strings": (stop,), "prompt_lookup_num_tokens": lookup}
+        request = Request(prompt, tokenizer=tokenizer, include_stop_str_in_output=False, **options)
+        made.generate([request])
+        assert request.finish_reason == "stop" and request.text == whole.text[: whole.text.index(stop)]
+        assert request.tokens == whole.tokens[: len(request.tokens)]

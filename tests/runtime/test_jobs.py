@@ -544,14 +544,30 @@ def test_a_step_that_fails_stops_the_job_or_is_told(generator, tmp_path, monkeyp
     assert len({result["generated_text"] for result in results if "error" not in result}) == 1
 
 
-def test_an_interrupted_job_leaves_the_engine_usable(generator):
+def test_an_interrupted_job_leaves_the_engine_usable(generator, tmp_path):
     def stop(count, tokens):
         if tokens > 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         Job(generator, {}, 0, JobStream(), progress=stop).run(Given(["def"] * 9))
+    # What is left of it ends in the next job's first step.
+    results = JobFile(tmp_path / "out.jsonl")
+    results.begin(JOB)
+    Job(generator, {"max_new_tokens": 3}, 0, results).run(Given(["def", "x"]))
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
     assert generator("def", max_new_tokens=3) and not generator.engine.step()
+
+
+def test_old_names_of_a_line_go_before_the_command_lines(generator, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "def", "response_length": 2, "remove_input": true}\n')
+    results = JobFile(tmp_path / "out.jsonl")
+    results.begin(JOB)
+    with open(tmp_path / "in.jsonl", "rb") as file:
+        lines = Lines(file, "in.jsonl", json=True)
+        Job(generator, {"max_new_tokens": 9, "return_full_text": True}, 0, results).run(lines)
+    result = json.loads((tmp_path / "out.jsonl").read_text())
+    assert result["new_tokens"] == 2 and not result["generated_text"].startswith("def")
 
 
 def test_changed_lines_are_found_by_their_place(tmp_path):

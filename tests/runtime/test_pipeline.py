@@ -344,6 +344,14 @@ def test_beams_come_back_best_first_as_transformers_lists_them(generator, monkey
     ]
 
 
+def test_beams_scores_are_those_of_the_engine(generator):
+    found = generator(PROMPT, num_beams=3, num_return_sequences=2, max_new_tokens=6, output_scores=True, **NEW_IDS)
+    assert found[0]["sequence_score"] >= found[1]["sequence_score"]
+    for one in found:
+        assert len(one["token_scores"]) == len(one["generated_token_ids"]) == 6
+        np.testing.assert_allclose(one["sequence_score"], np.mean(one["token_scores"]), atol=1e-5)
+
+
 # ---- streaming
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, TINY_PYTHON
 
+import neo_tf
 from runtime.engine import Engine, Request
-from runtime.prefix_cache import BLOCK, PrefixCache, prefix_keys
+from runtime.prefix_cache import BLOCK, PrefixCache
 from runtime.session import Session
 
 MODELS = {name: GOLDEN / name for name in ("tiny-global-local", "tiny-local-radius", "mem-kv")}
@@ -26,7 +27,8 @@ def prefilled(session):
     return runs
 
 
-def test_keys_tell_prompts_apart_by_everything_before():
+def test_keys_tell_prompts_apart_by_everything_before(exported):
+    prefix_keys = PrefixCache(Session(exported(GOLDEN / "tiny-global-local")).cache).keys
     prompt = list(range(3 * BLOCK + 1))
     assert len(prefix_keys(prompt)) == 3
     assert len(prefix_keys(prompt[:-1])) == 2  # the last token is run in any case
@@ -134,3 +136,17 @@ def test_models_with_running_sums_and_a_limit_of_nothing_have_none(exported):
     assert Engine(Session(exported(GOLDEN / "attn-mix"))).prefixes is None
     assert Engine(Session(exported(GOLDEN / "tiny-global")), prefix_cache_bytes=0).prefixes is None
     assert Engine(Session(exported(GOLDEN / "tiny-global")), prefix_cache_bytes=100).prefixes is None
+
+
+def test_quantised_prompts_are_cut_as_without_the_cache(tmp_path):
+    """Prefixes are whole pieces of a prefill: the rest is then run in the same pieces, and rounded the same."""
+    neo_tf.export_onnx(TINY_PYTHON, tmp_path / "onnx", "int8")
+    session = Session(tmp_path / "onnx", slots=2)
+    runs, engine = prefilled(session), Engine(session)
+    text = np.random.default_rng(0).integers(0, session.config.n_vocab, 400).tolist()
+    first = Request(text, max_new_tokens=20, logprobs=0)
+    engine.generate([first])
+    second, same = Request(text[:300], max_new_tokens=20, logprobs=0), Request(text, max_new_tokens=20, logprobs=0)
+    engine.generate([second, same])
+    assert engine.prefixes.tokens_reused == 512 and sum(past == 0 for _, past, _ in runs) == 1
+    assert (same.tokens, same.token_logprobs) == (first.tokens, first.token_logprobs)  # to the last bit
