@@ -3,6 +3,7 @@
 Run by the python of each system's own environment, so it imports nothing of neo-tf but in NeoTF.
 """
 
+import functools
 import json
 import os
 import sys
@@ -19,9 +20,14 @@ class NeoTF:
         from runtime.engine import Engine, Request
         from runtime.session import Session
 
-        session = Session(folder, slots=batch, threads=threads or None, precision=precision)
-        # Every round has the same prompts: none must be known from the one before.
-        self.request, self.engine = Request, Engine(session, prefix_cache_bytes=0)
+        def load(slots):
+            session = Session(folder, slots=slots, threads=threads or None, precision=precision)
+            # Every round has the same prompts: none must be known from the one before.
+            return Engine(session, prefix_cache_bytes=0)
+
+        # One text at a time has an engine of one slot, as `neo-tf generate` has.
+        self.request, self._load, self._batch = Request, functools.cache(load), batch
+        self._load(batch)
 
     def generate(self, prompts, count, first):
         """Greedy continuations of prompts of one length, and the first token's time where it is asked for.
@@ -37,7 +43,7 @@ class NeoTF:
         start, times = time.perf_counter(), []
         clock = (lambda token: times.append(time.perf_counter() - start)) if first else None
         requests = [self.request(prompt, max_new_tokens=count, on_token=clock) for prompt in prompts]
-        self.engine.generate(requests)
+        self._load(1 if len(requests) == 1 else self._batch).generate(requests)
         return [request.tokens for request in requests], times[0] if times else None
 
     def serve(self, prompts, counts):
@@ -55,7 +61,7 @@ class NeoTF:
             self.request(prompt, max_new_tokens=count, on_token=_clock(start, own))
             for prompt, count, own in zip(prompts, counts, times, strict=True)
         ]
-        self.engine.generate(requests)
+        self._load(self._batch).generate(requests)
         return times
 
 

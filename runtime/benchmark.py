@@ -131,8 +131,10 @@ class _Rounds:
         self.folder, self.settings, self._progress = folder, settings, progress
         slots, chosen = max(settings.batches), (settings.device, settings.threads, settings.precision)
         self.session = TimedSession(Session(folder, slots, *chosen))
-        # Every round has the same prompt: it must not be known from the one before.
-        self.engine = Engine(self.session, prefix_cache_bytes=0)
+        # One sequence is decoded in an engine of one slot, as `neo-tf generate` does. Every round has the same prompt:
+        # it must not be known from the one before.
+        self._single = self.session if slots == 1 else TimedSession(Session(folder, 1, *chosen))
+        self.engine = Engine(self._single, prefix_cache_bytes=0)
         self.threads = settings.threads or physical_cores()
         config = self.session.config
         self.tokens = np.random.default_rng(0).integers(0, config.n_vocab, config.n_ctx)
@@ -189,12 +191,12 @@ class _Rounds:
         settings, times = self.settings, []
         prompt = self.tokens[: settings.prompt_tokens].tolist()
         request = Request(prompt, settings.new_tokens, on_token=lambda token: times.append(time.perf_counter()))
-        self.session.seconds, start = 0.0, time.perf_counter()
+        self._single.seconds, start = 0.0, time.perf_counter()
         self.engine.generate([request])
         steps = settings.new_tokens - 1
         sample["decode_first_token"] = times[0] - start
         sample["decode_token"] = (times[-1] - times[0]) / steps
-        sample["decode_step"] = self.session.seconds / steps
+        sample["decode_step"] = self._single.seconds / steps
 
     def _prefills(self, sample):
         for count in self.settings.prefills:

@@ -66,5 +66,8 @@ class PromptLookup:
             self._length = min(2 * self._length, self._most)
         else:
             self._length = min(max(kept + 1, 2), self._most)
-        self._pause = 0 if kept else min(2 * self._pause + 1, _LONGEST_PAUSE)
+        if kept == 0:
+            self._pause = min(2 * self._pause + 1, _LONGEST_PAUSE)
+        else:  # a token or two may have been luck
+            self._pause = 0 if kept == guessed else self._pause // 2
         self._wait = self._pause

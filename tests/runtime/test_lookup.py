@@ -137,4 +137,4 @@ def test_a_length_that_makes_no_sense_is_refused(exported, value):
     engine = Engine(Session(exported(GOLDEN / "tiny-global")))
     for name in ("prompt_lookup_num_tokens", "max_matching_ngram_size"):
         with pytest.raises(RequestError, match=name):
-            engine.check(Request([1], **{name: value}))
+            engine.check(Request([1], **{"prompt_lookup_num_tokens": 4, name: value}))
