@@ -60,15 +60,15 @@ def generate(
     skip_errors: Annotated[
         bool, _option("Write an error for a prompt that cannot be served, and go on.", "--skip-errors")
     ] = False,
-    batch_size: Annotated[int, _option("So many run together.", min=1)] = BATCH_SIZE,
+    batch_size: Annotated[int, _option("Prompts that run together.", min=1)] = BATCH_SIZE,
     cache_memory: Annotated[
-        str | None, _option("Of their caches at most, as 2GB or 500MB; most of what is free by default.")
+        str | None, _option("Memory for the caches of running texts, as 2GB; most of what is free by default.")
     ] = None,
     as_json: Annotated[
         bool, _option("One prompt too as a line of JSON, with all that is known of it.", "--json", panel=RESULTS)
     ] = False,
     prefix_cache_memory: Annotated[
-        str | None, _option("Of what their beginnings have in common, which is computed once; 0 for none.")
+        str | None, _option("Memory for common beginnings of prompts, which are computed once; 0 for none.")
     ] = None,
     device: Device = None,
     precision: ChosenPrecision = None,
@@ -121,6 +121,7 @@ def generate(
         job = {
             "model": fingerprint(folder, tokenizer),
             "device": generator.session.device,
+            "in_pairs": generator.session.in_pairs,  # quantised texts of a batch size of 1 may be others
             "precision": generator.session.precision,
             "format": format,
             "seed": arguments.pop("seed", None),

@@ -60,8 +60,8 @@ class GenerateArguments:
         prefix: a text that goes before prompts, and does not come back.
         handle_long_generation: "hole" leaves out the beginning of a prompt that is too long.
         streamer: called as streamer(text) with each piece of new text; or with transformers' put and end. One prompt.
-        prompt_lookup_num_tokens, max_matching_ngram_size: see Request: the same text, faster where it repeats itself
-            or its prompt.
+        prompt_lookup_num_tokens, max_matching_ngram_size: see Request: the same text (in int8 and int4 one as
+            likely), faster where it repeats itself or its prompt.
         logprobs: adds token_logprobs and top_logprobs of so many tokens: see Request.
         prompt_logprobs: adds prompt_token_logprobs and prompt_top_logprobs.
         output_scores, output_logits: adds scores or logits, float32 [new tokens, n_vocab]. With beams output_scores

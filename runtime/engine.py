@@ -97,6 +97,8 @@ class Engine:
 
     def check(self, request):
         """Raises RequestError where a request cannot be served: its prompt's ids, lengths, options, or memory."""
+        if not isinstance(request, Request):
+            raise RequestError(f"not a Request, but {type(request).__name__}")
         request.check(self.config)
         self._slots.check(request.slots, self._longest(request))
 

@@ -35,7 +35,7 @@ class Line:
         return zlib.crc32(self.raw)
 
     def read(self):
-        """{"prompt": its text or token ids, and what else it says}.
+        """What it says: {"prompt": a text or token ids, ...}.
 
         Raises:
             RequestError: it is no such thing.
@@ -52,8 +52,6 @@ class Line:
             raise RequestError(f"not JSON: {error}") from None
         if not isinstance(values, dict):
             raise RequestError('not a JSON object such as {"prompt": "a text"}')
-        if "prompt" not in values:
-            raise RequestError(f'has no "prompt", only {", ".join(map(repr, values)) or "nothing"}')
         return values
 
 

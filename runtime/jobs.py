@@ -92,6 +92,8 @@ class Job:
         try:
             values = line.read()
             result |= {"id": values.pop("id")} if "id" in values else {}
+            if "prompt" not in values:
+                raise RequestError(f'has no "prompt", only {", ".join(map(repr, values)) or "nothing"}')
             one = _Open(line, values.pop("prompt"), self._options(line, values), result)
             one.requests = self._generator.requests(one.prompt, one.options)
             for request in one.requests:

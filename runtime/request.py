@@ -36,7 +36,7 @@ class Request:
         prompt_logprobs: the same of the prompt's tokens after its first; its prefill is slower then.
         output_logits, output_scores: keeps each token's logits before all processors, or as they were drawn by.
         prompt_lookup_num_tokens: where the text repeats itself, so many tokens at most are guessed from what came
-            before, and checked in one step; None guesses none. The tokens are the same. See runtime.lookup.
+            before, and checked in one step; None guesses none. The tokens are the same, in int8 and int4 as likely.
         max_matching_ngram_size: the guess follows the last so many tokens' latest occurrence, or of fewer.
         beams: a runtime.beams.BeamOptions: follows several continuations, and keeps the best; each takes a slot.
 

@@ -67,6 +67,8 @@ class Service:
         """
         for request in requests:
             self._engine.check(request)
+        if threading.current_thread() is self._thread:
+            raise EngineError("a callback of the engine's own cannot wait for it: use submit")
         futures = []
         try:
             for request in requests:
@@ -114,7 +116,8 @@ class Service:
             for request, _ in self._futures.values():
                 self._engine.cancel(request)
             self._changed.notify()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # a callback's: the thread ends after this step
+            self._thread.join()
         atexit.unregister(self.close)
 
     def __enter__(self):

@@ -10,6 +10,7 @@ from neo_tf.onnx_folder import DATA_FILE, DECODER, PREFILL, find_precision, grap
 from runtime.kv_cache import KVCache
 from runtime.machine import exact_int8
 from runtime.providers import choose, create_session, placement
+from runtime.sampling import check_number
 
 QUANTISED = ("int8", "int4")
 _SPIN = 1000  # microseconds that a thread waits awake for its next piece of work
@@ -54,6 +55,7 @@ class Session:
         if prompts.is_file() and exact_int8():
             self._prompts = self._load(prompts, threads)
             self._check_graph(prompts, self._prompts, set(_INPUTS), {})
+        check_number("slots", slots, int, lambda value: value >= 1, "be at least 1")
         self.slots = slots
         rows = slots + slots % 2 if self.in_pairs else slots  # a last odd slot needs a neighbour
         size = rows * KVCache.bytes_per_slot(self.config, dtype, self.device)

@@ -222,3 +222,29 @@ def test_a_process_may_end_while_the_service_is_busy(exported):
         [sys.executable, "-c", code, str(exported(GOLDEN / "tiny-global-local"))], capture_output=True
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_callback_may_submit_and_must_not_wait(service):
+    """Waiting in the engine's own thread would never end."""
+    running, told, more = service(slots=2), [], []
+
+    def on_token(token):
+        more.append(running.submit(Request([3], max_new_tokens=2)))
+        try:
+            running.generate([Request([4], max_new_tokens=2)])
+        except EngineError as error:
+            told.append(str(error))
+
+    request = Request([1, 2], max_new_tokens=1, on_token=on_token)
+    assert running.submit(request).result(WAIT).finish_reason == "length"
+    assert len(more[0].result(WAIT).tokens) == 2 and "use submit" in told[0]
+
+
+def test_a_callback_may_close_the_service(service):
+    running = service(slots=2)
+    other = running.submit(Request([7, 8]))
+    request = Request([1, 2], max_new_tokens=5, on_token=lambda token: running.close())
+    assert running.submit(request).result(WAIT).finish_reason == "cancelled"
+    assert other.result(WAIT).finish_reason == "cancelled"
+    with pytest.raises(EngineError, match="closed"):
+        running.submit(Request([1]))

@@ -9,7 +9,7 @@ from conftest import GOLDEN, TOLERANCE
 
 import neo_tf
 from neo_tf.describe import describe
-from neo_tf.errors import CheckpointError, ConfigError
+from neo_tf.errors import CheckpointError, ConfigError, RequestError
 from runtime.session import Session
 
 SAME = 1e-5  # the same sum in another order
@@ -205,3 +205,9 @@ def test_where_int8_sums_are_cut_off_prompts_go_through_the_decoder(tmp_path, mo
     np.testing.assert_array_equal(without.prefill(0, ids, 0)[0], every)
     if with_graph.has_prompt_graph:
         assert not np.array_equal(with_graph.prefill(0, ids, 0)[0], every)
+
+
+@pytest.mark.parametrize("slots", [0, -1, "a", True])
+def test_slots_that_are_none_are_refused(exported, slots):
+    with pytest.raises(RequestError, match="slots must be"):
+        Session(exported(GOLDEN / "tiny-global"), slots=slots)
