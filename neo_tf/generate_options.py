@@ -31,6 +31,9 @@ def _early_stopping(name, text):
     return values[text.lower()]
 
 
+_METAVARS = {int: "N", float: "X", str: "TEXT", list[int]: "N", list[str]: "TEXT"}
+
+
 @dataclass(frozen=True)
 class _Option:
     """How the command line says an argument of generation: its panel of the help, its words, and its values' kind."""
@@ -45,7 +48,8 @@ class _Option:
     @property
     def annotation(self):
         """As typer wants it."""
-        option = typer.Option(*self.names, help=self.words, rich_help_panel=self.panel, **self.limits)
+        metavar = _METAVARS.get(self.kind)  # short: the names must not be cut off in a narrow terminal
+        option = typer.Option(*self.names, help=self.words, rich_help_panel=self.panel, metavar=metavar, **self.limits)
         return Annotated[self.kind | None, option]
 
 
