@@ -143,7 +143,11 @@ class Worker:
 
 def main():
     """Parses, runs, prints."""
-    options = parse()
+    run_and_show(parse(), compare, show)
+
+
+def run_and_show(options, compare, show):
+    """Calls compare(options), writes its report to options.json where that is given, and shows it."""
     output = new_file(options.json) if options.json else contextlib.nullcontext()
     with output as path:
         report = compare(options)
@@ -152,22 +156,28 @@ def main():
     show(report)
 
 
-def parse():
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description, peers, rounds):
+    """A parser of what every comparison takes: systems, rounds, threads, and a file for the report."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", action="append", required=True, type=parse_ours, metavar="PRECISION=ONNX_DIR")
     parser.add_argument(
         *("--peer", "-p"),
         action="append",
         default=[],
-        type=parse_peer,
+        type=lambda text: parse_peer(text, peers),
         metavar="KIND:PRECISION=PYTHON:MODEL_DIR",
-        help=f"KIND is {', '.join(PEERS)}; PRECISION {', '.join(PRECISIONS)}; PYTHON that of the peer's environment",
+        help=f"KIND is {', '.join(peers)}; PRECISION {', '.join(PRECISIONS)}; PYTHON that of the peer's environment",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="of which the medians are taken")
+    parser.add_argument("--rounds", type=int, default=rounds, help="of which the medians are taken")
     parser.add_argument("--threads", type=int, default=0, help="of every system; each one's own choice by default")
-    parser.add_argument("--tasks", default=",".join(TASKS), help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where all figures are written")
+    return parser
+
+
+def parse():
+    """The command line."""
+    parser = make_parser(__doc__, PEERS, rounds=5)
+    parser.add_argument("--tasks", default=",".join(TASKS), help="default: %(default)s")
     options = parser.parse_args()
     options.tasks = options.tasks.split(",")
     unknown = [name for name in options.tasks if name not in TASKS]
@@ -182,7 +192,7 @@ def parse_ours(text):
     return _system("neo-tf", precision, sys.executable, folder)
 
 
-def parse_peer(text, kinds=PEERS):
+def parse_peer(text, kinds):
     """The System of KIND:PRECISION=PYTHON:MODEL_DIR."""
     name, _, place = text.partition("=")
     kind, _, precision = name.partition(":")

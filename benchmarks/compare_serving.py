@@ -7,20 +7,17 @@ The requests are those of `neo-tf benchmark --requests`; docs/benchmarks.md says
 are made. Its paged attention computes every layer as a global one: past the local window it is another model.
 """
 
-import argparse
 import contextlib
-import json
 import statistics
 import sys
 import time
-from pathlib import Path
 
-from compare import Worker, parse_ours, parse_peer
+from compare import Worker, make_parser, run_and_show
 
 from neo_tf.console import count_progress, results, summary_table
 from neo_tf.errors import NeoTFError
 from neo_tf.onnx_folder import read_config
-from neo_tf.output import new_file, readable_bytes
+from neo_tf.output import readable_bytes
 from runtime.benchmark_serving import ServingSettings, Task, describe_workload, make_workload, medians, summary
 from runtime.machine import describe_machine, peak_memory, physical_cores
 
@@ -38,32 +35,14 @@ _COLUMNS = (
 
 def main():
     """Parses, runs, prints."""
-    options = parse()
-    output = new_file(options.json) if options.json else contextlib.nullcontext()
-    with output as path:
-        report = compare(options)
-        if path:
-            path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    show(report)
+    run_and_show(parse(), compare, show)
 
 
 def parse():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", action="append", required=True, type=parse_ours, metavar="PRECISION=ONNX_DIR")
-    parser.add_argument(
-        *("--peer", "-p"),
-        action="append",
-        default=[],
-        type=lambda text: parse_peer(text, PEERS),
-        metavar="KIND:PRECISION=PYTHON:MODEL_DIR",
-        help=f"KIND is {', '.join(PEERS)}; PYTHON that of the peer's environment",
-    )
+    parser = make_parser(__doc__, PEERS, rounds=3)
     parser.add_argument("--requests", type=int, default=64, help="all submitted at once")
     parser.add_argument("--slots", type=int, help="of neo-tf; its default as in `neo-tf benchmark`")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the medians are taken")
-    parser.add_argument("--threads", type=int, default=0, help="of every system; each one's own choice by default")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where all figures are written")
     return parser.parse_args()
 
 

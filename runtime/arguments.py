@@ -158,7 +158,10 @@ class GenerateArguments:
         for name in _OF_SAMPLING:
             if not self.do_sample and getattr(self, name) != self.DEFAULTS[name]:
                 raise RequestError(f"{name} needs do_sample=True: without it the most likely token is taken")
-        if self.prompt_lookup_num_tokens is None and self.max_matching_ngram_size != self.DEFAULTS[_OF_LOOKUP[1]]:
+        if (
+            self.prompt_lookup_num_tokens is None
+            and self.max_matching_ngram_size != self.DEFAULTS["max_matching_ngram_size"]
+        ):
             raise RequestError("max_matching_ngram_size needs prompt_lookup_num_tokens: without it nothing is guessed")
         self._check_beams()
         if self.prefix is not None and not isinstance(self.prefix, str):

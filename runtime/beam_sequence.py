@@ -37,8 +37,6 @@ class BeamSequence:
         # The tokens of each slot, int [slots, length]: the same beginnings need not be copied.
         self._held = np.empty((len(slots), config.n_ctx), np.int64)
 
-    joins = False  # the prompt is run in one slot, and its logits are all beams'
-
     def begin(self):
         """The request's time runs from here."""
         self._clock.begin()

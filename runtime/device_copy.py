@@ -16,10 +16,11 @@ def copy_on_device(device, device_id, element_type, shape, source, target):
         source, target: addresses.
     """
     number = element_type if isinstance(element_type, int) else _number(np.dtype(element_type))
-    binding = _session(device, device_id, number).io_binding()
+    session = _session(device, device_id, number)
+    binding = session.io_binding()
     binding.bind_input("source", device, device_id, element_type, shape, source)
     binding.bind_output("target", device, device_id, element_type, shape, target)
-    _session(device, device_id, number).run_with_iobinding(binding)
+    session.run_with_iobinding(binding)
 
 
 def _number(dtype):

@@ -184,18 +184,18 @@ class Engine:
 
     def _prefill_chunk(self, sequence):
         request, slot = sequence.request, sequence.slots[0]
+        wanted = request.prompt_logprobs is not None
         if sequence.cached == 0:
             sequence.begin()
-            if self.prefixes and request.prompt_logprobs is None:
+            if self.prefixes and not wanted:
                 sequence.keys = self.prefixes.keys(request.prompt)
                 sequence.cached = self.prefixes.load(slot, sequence.keys)
-        begin = sequence.cached
-        end = len(request.prompt)
+        begin, end = sequence.cached, len(request.prompt)
         # Where prompts have a graph of their own, without logits, the last token is decoded with the others' tokens.
-        # A sequence's first one is not: learned keys come before it, and all rows of a step have them or none.
-        joins = self.session.has_prompt_graph and sequence.joins and end > 1
+        # A sequence's first one is not: learned keys come before it, and all rows of a step have them or none. Nor is
+        # one with beams: it runs in one slot, and its logits are all beams'.
+        joins = self.session.has_prompt_graph and not (wanted or request.beams) and end > 1
         chunk = request.prompt[begin : min(begin + PREFILL_CHUNK, end - joins)]
-        wanted = request.prompt_logprobs is not None
         if len(chunk):
             last = begin + len(chunk) == end
             logits = self.session.prefill(slot, chunk, begin, keep=0 if wanted else 1 if last else None)

@@ -28,7 +28,7 @@ class PromptLookup:
     """
 
     def __init__(self, num_tokens, ngram):
-        self._most, self._sizes = num_tokens, range(max(ngram, 1), min(_SHORTEST, ngram) - 1, -1)
+        self._most, self._sizes = num_tokens, range(ngram, min(_SHORTEST, ngram) - 1, -1)
         self._after = {}  # {tokens: the position after their latest occurrence}
         self._length = min(_FIRST, num_tokens)
         self._known = self._pause = self._wait = 0
@@ -56,7 +56,7 @@ class PromptLookup:
             for size in self._sizes:
                 if size <= end:
                     self._after[tuple(tokens[end - size : end])] = end
-        self._known = max(self._known, len(tokens) - 1)
+        self._known = len(tokens) - 1
         places = (self._after.get(tuple(tokens[-size:])) for size in self._sizes if size <= len(tokens))
         return next((place for place in places if place is not None), None)
 

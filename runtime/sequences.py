@@ -36,11 +36,6 @@ class Sequence:
         return self.request.tokens[-1:] or self.request.prompt[-1:]
 
     @property
-    def joins(self):
-        """Whether its prompt's last token may be run as the new ones are."""
-        return self.request.prompt_logprobs is None
-
-    @property
     def left(self):
         """New tokens that may still come."""
         return self._limit - len(self.request.tokens)

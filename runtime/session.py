@@ -38,7 +38,8 @@ class Session:
     """
 
     def __init__(self, folder, slots=1, device=None, threads=None, precision=None):
-        folder = Path(folder)
+        check_number("slots", slots, int, lambda value: value >= 1, "be at least 1")
+        folder, self.slots = Path(folder), slots
         self.config = read_config(folder)
         self.precision, target = find_precision(folder, precision)
         self.device, self.device_id = choose(device, target)
@@ -55,8 +56,6 @@ class Session:
         if prompts.is_file() and exact_int8():
             self._prompts = self._load(prompts, threads)
             self._check_graph(prompts, self._prompts, set(_INPUTS), {})
-        check_number("slots", slots, int, lambda value: value >= 1, "be at least 1")
-        self.slots = slots
         rows = slots + slots % 2 if self.in_pairs else slots  # a last odd slot needs a neighbour
         size = rows * KVCache.bytes_per_slot(self.config, dtype, self.device)
         small = size < (folder / DATA_FILE).stat().st_size / 2  # beside the weights

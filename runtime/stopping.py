@@ -17,10 +17,7 @@ class Stopping:
     def __init__(self, request, config):
         self._request, self._clock = request, Clock(request.max_time)
         self._limit = request.limit(config)
-        self._stream = None
-        if request.tokenizer:
-            strings, include = request.stop_strings, request.include_stop_str_in_output
-            self._stream = request.tokenizer.stream(request.prompt, strings, include)
+        self._stream = _stream(request) if request.tokenizer else None
 
     def begin(self):
         """The request's time runs from here."""
@@ -82,5 +79,10 @@ def stop_test(request):
 
 def text_of(request, tokens):
     """The text of new tokens after a request's prompt, to their end or a stop string's."""
-    stream = request.tokenizer.stream(request.prompt, request.stop_strings, request.include_stop_str_in_output)
+    stream = _stream(request)
     return "".join([*map(stream, tokens), stream.finish()])
+
+
+def _stream(request):
+    """A TextStream of what follows a request's prompt."""
+    return request.tokenizer.stream(request.prompt, request.stop_strings, request.include_stop_str_in_output)

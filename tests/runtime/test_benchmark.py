@@ -1,5 +1,6 @@
 """The benchmark on the demo model: figures that agree with each other and with the folder. No time is asserted."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -7,12 +8,11 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from conftest import GOLDEN, TINY_PYTHON
+from conftest import GOLDEN, TINY_PYTHON, run_cli
 
 import neo_tf
 from export.traffic import bytes_per_token
 from neo_tf.benchmark_report import plot
-from neo_tf.cli import main
 from runtime.benchmark import STEPS, Settings, benchmark
 from runtime.kv_cache import KVCache
 from runtime.machine import memory_bandwidth, peak_memory
@@ -26,15 +26,7 @@ MAGIC = {".png": b"\x89PNG\r\n\x1a\n", ".svg": b"<?xml"}
 @pytest.fixture
 def run(monkeypatch, capfd):
     """Runs the command; returns its exit status, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["neo-tf", "benchmark", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capfd.readouterr()
-        return end.value.code, captured.out, captured.err
-
-    return run
+    return functools.partial(run_cli, monkeypatch, capfd, "benchmark")
 
 
 @pytest.fixture(scope="module")

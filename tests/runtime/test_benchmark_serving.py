@@ -1,13 +1,14 @@
 """Many requests at once on the demo model: the workload, percentiles on a clock of steps, figures that agree."""
 
+import functools
 import json
 import statistics
 from dataclasses import replace
 
 import pytest
+from conftest import run_cli
 
 from neo_tf.benchmark_report import plot_serving
-from neo_tf.cli import main
 from neo_tf.errors import EngineError, RequestError
 from runtime import benchmark_serving as serving
 from runtime.benchmark_serving import ServingSettings, Task, benchmark_serving, make_workload, medians, serve, summary
@@ -33,15 +34,7 @@ def figures(demo_folder, settings):
 @pytest.fixture
 def run(monkeypatch, capfd):
     """Runs the command; returns its exit status, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["neo-tf", "benchmark", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capfd.readouterr()
-        return end.value.code, captured.out, captured.err
-
-    return run
+    return functools.partial(run_cli, monkeypatch, capfd, "benchmark")
 
 
 class Clock:
