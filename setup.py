@@ -34,7 +34,21 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=["neo_tf", "neo_tf.checkpoints", "export", "runtime"],
+    # The folders export/ and runtime/ at the top level are installed inside neo_tf: no other name is taken.
+    package_dir={"neo_tf": "neo_tf", "neo_tf.export": "export", "neo_tf.runtime": "runtime"},
+    packages=[
+        "neo_tf",
+        "neo_tf.checkpoints",
+        "neo_tf.cli",
+        "neo_tf.evaluation",
+        "neo_tf.training",
+        "neo_tf.export",
+        "neo_tf.runtime",
+        "neo_tf.runtime.device",
+        "neo_tf.runtime.engine",
+        "neo_tf.runtime.jobs",
+        "neo_tf.runtime.sampling",
+    ],
     install_requires=BASE,
     extras_require={
         "tensorflow": TENSORFLOW,

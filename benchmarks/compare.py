@@ -21,12 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from export.traffic import bytes_per_token
-from neo_tf.console import count_progress, results, summary_table
+from neo_tf.atomic import new_file
+from neo_tf.cli.console import count_progress, results, summary_table
 from neo_tf.errors import NeoTFError
+from neo_tf.evaluation.machine import describe_machine, memory_bandwidth, peak_memory
+from neo_tf.evaluation.traffic import bytes_per_token
 from neo_tf.onnx_folder import DECODER, graph_path
-from neo_tf.output import new_file, readable_bytes
-from runtime.machine import describe_machine, memory_bandwidth, peak_memory, physical_cores
+from neo_tf.runtime.device.machine import physical_cores
+from neo_tf.sizes import readable_bytes
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
 PEERS = ("transformers", "optimum", "openvino")

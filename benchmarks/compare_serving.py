@@ -14,12 +14,13 @@ import time
 
 from compare import Worker, make_parser, run_and_show
 
-from neo_tf.console import count_progress, results, summary_table
+from neo_tf.cli.console import count_progress, results, summary_table
 from neo_tf.errors import NeoTFError
+from neo_tf.evaluation.machine import describe_machine, peak_memory
+from neo_tf.evaluation.serving import ServingSettings, Task, describe_workload, make_workload, medians, summary
 from neo_tf.onnx_folder import read_config
-from neo_tf.output import readable_bytes
-from runtime.benchmark_serving import ServingSettings, Task, describe_workload, make_workload, medians, summary
-from runtime.machine import describe_machine, peak_memory, physical_cores
+from neo_tf.runtime.device.machine import physical_cores
+from neo_tf.sizes import readable_bytes
 
 PEERS = ("openvino-paged",)
 ANOTHER_MODEL = "its paged attention computes every layer as a global one: past the local window it is another model"

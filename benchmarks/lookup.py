@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from neo_tf.console import count_progress, results, summary_table
-from runtime.engine import Engine, Request
-from runtime.sampling import SamplingOptions
-from runtime.session import Session
+from neo_tf.cli.console import count_progress, results, summary_table
+from neo_tf.runtime.device.session import Session
+from neo_tf.runtime.engine.engine import Engine
+from neo_tf.runtime.engine.request import Request
+from neo_tf.runtime.sampling.options import SamplingOptions
 
 _PASSAGE = 48  # tokens of what is repeated
 _FEW = 24  # different tokens of the text whose guesses fail

@@ -12,11 +12,12 @@ import sys
 from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 
-from runtime.beams import BeamOptions
-from runtime.engine import Engine, Request
-from runtime.sampling import SamplingOptions
-from runtime.service import Service
-from runtime.session import Session
+from neo_tf.runtime.device.session import Session
+from neo_tf.runtime.engine.engine import Engine
+from neo_tf.runtime.engine.request import Request
+from neo_tf.runtime.engine.service import Service
+from neo_tf.runtime.sampling.beams import BeamOptions
+from neo_tf.runtime.sampling.options import SamplingOptions
 
 WARM = 500  # requests after which memory must not grow
 _PATIENCE = 120  # seconds without any request's end: it is stuck

@@ -17,8 +17,9 @@ class NeoTF:
     packages = ("neo-tf", "onnxruntime-gpu", "onnxruntime")
 
     def __init__(self, folder, precision, threads, batch):
-        from runtime.engine import Engine, Request
-        from runtime.session import Session
+        from neo_tf.runtime.device.session import Session
+        from neo_tf.runtime.engine.engine import Engine
+        from neo_tf.runtime.engine.request import Request
 
         def load(slots):
             session = Session(folder, slots=slots, threads=threads or None, precision=precision)

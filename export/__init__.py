@@ -1,6 +1,1 @@
-"""ONNX: graphs from checkpoints, without TensorFlow."""
-
-from export.package import export_onnx
-from export.verify import verify
-
-__all__ = ["export_onnx", "verify"]
+"""From a checkpoint to an ONNX folder, without TensorFlow and without the runtime."""

@@ -1,6 +1,6 @@
 """The ONNX twin of neo_tf/activations.py."""
 
-from neo_tf.options import ACTIVATIONS
+from neo_tf.config_values import ACTIVATIONS
 
 # Names that one ONNX operator computes.
 _OPERATORS = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from export.precision import cast, precision_for
+from .precision import cast, precision_for
 
 MICROSOFT = "com.microsoft"
 OPSETS = {"": 21, MICROSOFT: 1}
@@ -251,7 +251,7 @@ class Scope:
         return self.graph.checkpoint.tensors[f"gpt2{self.variables}/{name}"]
 
     def moments(self, name):
-        """What a matrix of this scope is to be rounded for, or None; see export.calibrate."""
+        """What a matrix of this scope is to be rounded for, or None; see calibrate.py."""
         calibration = self.graph.precision.calibration
         return calibration and calibration.moments(f"gpt2{self.variables}/{name}")
 

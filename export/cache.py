@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from export.builder import typed
 from neo_tf.cache_layout import cache_parts, padded_head_size
 from neo_tf.rotary import rotary_tables
+
+from .builder import typed
 
 FLOAT, INT32, INT64, BOOL = 1, 6, 7, 9  # of onnx.TensorProto
 

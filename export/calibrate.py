@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from export.builder import WeightFile
-from export.graph import model_graph
 from neo_tf.cache_layout import cache_parts
 from neo_tf.errors import CheckpointError, RequestError
 from neo_tf.onnx_folder import DATA_FILE
+
+from .builder import WeightFile
+from .graph import model_graph
 
 MIN_TOKENS, MAX_TOKENS = 256, 2**15
 _MEMORY = 2 * 10**9  # bytes of moments and inputs that are held at a time

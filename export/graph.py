@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from export.builder import Graph, Scope
-from export.cache import INT32, Cache
-from export.fuse import fuse
-from export.layers import attn, embed, layer_norm, mlp, rezero, scale_norm, unembed
-from export.moe import moe
 from neo_tf.variables import layer_scope
+
+from .builder import Graph, Scope
+from .cache import INT32, Cache
+from .cuda_fusions import fuse
+from .layers import attn, embed, layer_norm, mlp, rezero, scale_norm, unembed
+from .moe import moe
 
 
 def build_model(checkpoint, weight_file, precision=None):

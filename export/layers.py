@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from export.activations import activation
-from export.builder import MICROSOFT
-from export.matmul import block_matmul, blocks, matmul, padded, padded_outputs
-from export.precision import block_size
-from export.standard import standard_head, standard_look_up, standard_rotary
+from .activations import activation
+from .builder import MICROSOFT
+from .matmul import block_matmul, blocks, matmul, padded, padded_outputs
+from .precision import block_size
+from .standard_ops import standard_head, standard_look_up, standard_rotary
 
 
 def layer_norm(x, scope, config):

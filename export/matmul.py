@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from export.builder import MICROSOFT, typed
-from export.precision import block_size, quantise, quantise_columns
-from export.standard import standard_matmul
+from .builder import MICROSOFT, typed
+from .precision import block_size
+from .quantise import quantise, quantise_columns
+from .standard_ops import standard_matmul
 
 _STEP = 1 / 127  # of activations that were scaled to [-1, 1]
 

@@ -6,7 +6,7 @@ same alone and in company. With moe_capacity_factor_eval at the number of expert
 
 import numpy as np
 
-from export.activations import activation
+from .activations import activation
 
 
 def moe(x, scope, config):

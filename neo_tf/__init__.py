@@ -4,8 +4,13 @@ Importing it is light: each name below loads what it needs on first use.
 """
 
 import importlib
+import os
 
 __version__ = "0.1.0"
+
+# In the source tree export/ and runtime/ lie beside this folder; installed, they lie inside it.
+if not os.path.isdir(os.path.join(__path__[0], "runtime")):
+    __path__.append(os.path.dirname(__path__[0]))
 
 _HOMES = {
     "GPTNeo": "neo_tf.model",
@@ -15,16 +20,16 @@ _HOMES = {
     "save_checkpoint": "neo_tf.checkpoints",
     "convert": "neo_tf.checkpoints",
     "init_checkpoint": "neo_tf.checkpoints",
-    "export_onnx": "export",
-    "verify": "export",
-    "pipeline": "runtime",
-    "Session": "runtime",
-    "Engine": "runtime",
-    "Service": "runtime",
-    "Request": "runtime",
-    "SamplingOptions": "runtime",
-    "BeamOptions": "runtime",
-    "Tokenizer": "runtime",
+    "export_onnx": "neo_tf.export.package",
+    "verify": "neo_tf.evaluation.verify",
+    "pipeline": "neo_tf.text_generation",
+    "Session": "neo_tf.runtime.device.session",
+    "Engine": "neo_tf.runtime.engine.engine",
+    "Service": "neo_tf.runtime.engine.service",
+    "Request": "neo_tf.runtime.engine.request",
+    "SamplingOptions": "neo_tf.runtime.sampling.options",
+    "BeamOptions": "neo_tf.runtime.sampling.beams",
+    "Tokenizer": "neo_tf.runtime.tokenizer",
     "NeoTFError": "neo_tf.errors",
 }
 __all__ = [*_HOMES]

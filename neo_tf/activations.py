@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from neo_tf.options import ACTIVATIONS
+from neo_tf.config_values import ACTIVATIONS
 
 
 def _triangle_relax(x):

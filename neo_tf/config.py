@@ -12,8 +12,7 @@ from neo_tf.config_formats import (
     write_onnx_config,
     write_original,
 )
-from neo_tf.errors import ConfigError
-from neo_tf.options import (
+from neo_tf.config_values import (
     ACTIVATIONS,
     ATTENTION_TYPES,
     MOE_ACTIVATIONS,
@@ -22,6 +21,7 @@ from neo_tf.options import (
     PRECISIONS,
     UNUSABLE_ACTIVATIONS,
 )
+from neo_tf.errors import ConfigError
 
 _MODES = ("train", "eval")
 

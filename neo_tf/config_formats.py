@@ -2,8 +2,8 @@
 
 import json
 
+from neo_tf.config_values import FLAGS, OPTIONS, UNSUPPORTED, collapse_attention_types, expand_attention_types
 from neo_tf.errors import ConfigError
-from neo_tf.options import FLAGS, OPTIONS, UNSUPPORTED, collapse_attention_types, expand_attention_types
 
 # Hugging Face's name of an activation -> the original's. "gelu_new" is the tanh form; HF's plain "gelu" is erf.
 _ACTIVATION_FROM_HF = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu"} | {

@@ -6,17 +6,9 @@ import keras
 
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import ConfigError
-from neo_tf.layers import (
-    CrossEntropyWithZLoss,
-    attn,
-    embed,
-    layer_norm,
-    mlp,
-    rezero,
-    scale_norm,
-    unembed,
-)
+from neo_tf.layers import attn, embed, layer_norm, mlp, rezero, scale_norm, unembed
 from neo_tf.moe import moe
+from neo_tf.training.loss import CrossEntropyWithZLoss
 from neo_tf.variables import ROOT, layer_scope, model_variables, storage_name
 
 

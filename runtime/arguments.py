@@ -4,10 +4,12 @@ import difflib
 from dataclasses import MISSING, fields
 
 from neo_tf.errors import RequestError
-from runtime.beams import BeamOptions
-from runtime.lookup import check_lookup
-from runtime.request import Request
-from runtime.sampling import SamplingOptions, check_ids, check_number
+
+from .engine.lookup import check_lookup
+from .engine.request import Request
+from .sampling.beams import BeamOptions
+from .sampling.checks import check_ids, check_number
+from .sampling.options import SamplingOptions
 
 DEFAULT_NEW_TOKENS = 256  # as transformers' pipeline; fewer where the context ends
 DEFAULT_TOP_K = 50  # of sampling, as in transformers
@@ -65,7 +67,7 @@ class GenerateArguments:
         logprobs: adds token_logprobs and top_logprobs of so many tokens: see Request.
         prompt_logprobs: adds prompt_token_logprobs and prompt_top_logprobs.
         output_scores, output_logits: adds scores or logits, float32 [new tokens, n_vocab]. With beams output_scores
-            adds sequence_score, a float, and token_scores, a float for each new token: see runtime.beams.Hypothesis.
+            adds sequence_score, a float, and token_scores, a float for each new token: see Hypothesis.
         pad_token_id: is not needed, as nothing is padded.
         response_length, remove_input: old names of max_new_tokens, and of return_full_text=False.
     """

@@ -6,64 +6,13 @@ import operator
 import numpy as np
 
 from neo_tf.errors import RequestError
-from runtime.arguments import GenerateArguments
-from runtime.engine import Engine
-from runtime.models import resolve_model
-from runtime.session import Session
-from runtime.tokenizer import TOKENIZER_FILE, Tokenizer
+
+from .arguments import GenerateArguments
+from .device.session import Session
+from .engine.engine import Engine
+from .tokenizer import TOKENIZER_FILE, Tokenizer
 
 TASK = "text-generation"
-
-
-def pipeline(
-    task=TASK,
-    model=None,
-    *,
-    tokenizer=None,
-    revision=None,
-    moe_policy=None,
-    device=None,
-    batch_size=8,
-    threads=None,
-    precision=None,
-    cache_bytes=None,
-    prefix_cache_bytes=None,
-):
-    """A text generator.
-
-    Args:
-        task: "text-generation".
-        model: an ONNX folder, a checkpoint in any format (exported into the cache once), or a hub id.
-        tokenizer: a tokenizer.json or a folder that holds one; otherwise the model's own.
-        revision: of a hub id.
-        moe_policy: see neo_tf.open_checkpoint.
-        device: None (what the model was exported for), "cpu", "cuda", "cuda:N", or transformers' -1, 0, 1, ...
-        batch_size: sequences that are decoded together.
-        threads: CPU threads; ONNX Runtime's choice where None.
-        precision: one of an ONNX folder's, its first where None; or what a checkpoint is exported in, fp32 where None.
-        cache_bytes, prefix_cache_bytes: memory of the caches at most; see runtime.engine.Engine.
-
-    Returns:
-        A TextGenerationPipeline.
-
-    Raises:
-        RequestError: another task, or no model.
-        NeoTFError: see runtime.models.resolve_model and runtime.session.Session.
-
-    Example:
-        >>> generator = pipeline("text-generation", model="EleutherAI/gpt-neo-125M")
-        >>> generator("EleutherAI has", do_sample=True, min_length=50)
-        [{'generated_text': 'EleutherAI has ...'}]
-    """
-    if task != TASK:
-        raise RequestError(f"unknown task {task!r} (known: {TASK})")
-    if model is None:
-        raise RequestError("no model given: name a folder or a hub id")
-    if batch_size < 1:
-        raise RequestError(f"batch_size must be at least 1, not {batch_size}")
-    folder = resolve_model(model, tokenizer, revision, moe_policy=moe_policy, precision=precision)
-    memory = {"cache_bytes": cache_bytes, "prefix_cache_bytes": prefix_cache_bytes}
-    return TextGenerationPipeline(folder, tokenizer, device, batch_size, threads, precision, **memory)
 
 
 class TextGenerationPipeline:
@@ -83,7 +32,7 @@ class TextGenerationPipeline:
 
         Args:
             text_inputs: a text, token ids (a list of int), or a list of either.
-            arguments: transformers' own, and some more: see runtime.arguments.GenerateArguments.
+            arguments: transformers' own, and some more: see GenerateArguments.
 
         Returns:
             [{"generated_text": str}, ...], or a list of those for a list of prompts.
@@ -116,7 +65,7 @@ class TextGenerationPipeline:
 
         Args:
             text: a text, or token ids.
-            options: a runtime.arguments.GenerateArguments.
+            options: a GenerateArguments.
 
         Raises:
             RequestError: it cannot be served.
@@ -147,7 +96,7 @@ class TextGenerationPipeline:
             text: the prompt, as it was given.
             prompt: its token ids.
             found: the Request, or one of its hypotheses.
-            options: a runtime.arguments.GenerateArguments.
+            options: a GenerateArguments.
         """
         if options.return_tensors:
             ids = [*prompt, *found.tokens] if options.return_full_text else list(found.tokens)

@@ -100,6 +100,27 @@ def demo_folder(exported):
     return exported(TINY_PYTHON)
 
 
+@pytest.fixture(scope="session")
+def judge(tmp_path_factory):
+    """A function from a model's name to transformers' GPTNeoForCausalLM of it."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from sampling_helpers import MODELS
+
+    loaded, threads = {}, torch.get_num_threads()
+    torch.set_num_threads(1)  # models this small are slower with more
+
+    def load(name):
+        if name not in loaded:
+            folder = tmp_path_factory.mktemp("huggingface") / name
+            neo_tf.convert(MODELS[name], folder, to="huggingface")
+            loaded[name] = transformers.GPTNeoForCausalLM.from_pretrained(folder).eval()
+            loaded[name].generation_config = transformers.GenerationConfig()
+        return loaded[name]
+
+    yield load
+    torch.set_num_threads(threads)
+
+
 def run_cli(monkeypatch, capsys, *arguments):
     """(exit status, standard output, standard error) of the command, in this process."""
     from neo_tf.cli import main

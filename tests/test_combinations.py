@@ -10,11 +10,11 @@ from conftest import TOLERANCE
 from numpy_reference import ACTIVATIONS, forward
 
 import neo_tf
-from export.verify import PortableSession
 from neo_tf.checkpoints import Checkpoint, LazyTensor
 from neo_tf.config import GPTNeoConfig
+from neo_tf.evaluation.verify import PortableSession
+from neo_tf.runtime.device.session import Session
 from neo_tf.variables import model_variables
-from runtime.session import Session
 
 FLAGS = ("no_weight_tie", "rezero", "scalenorm", "macaron", "share_parameters", "mlp_glu")
 

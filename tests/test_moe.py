@@ -14,9 +14,9 @@ from conftest import GOLDEN, TOLERANCE
 from numpy_reference import forward
 
 import neo_tf
-from export.verify import PortableSession
 from neo_tf.errors import ConfigError
-from runtime.session import Session
+from neo_tf.evaluation.verify import PortableSession
+from neo_tf.runtime.device.session import Session
 
 MOE = GOLDEN / "moe"
 

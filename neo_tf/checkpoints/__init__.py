@@ -1,8 +1,8 @@
 """Checkpoints in every format, opened by what lies in the folder and written by name."""
 
 from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor
-from neo_tf.checkpoints.convert import convert, save_checkpoint
 from neo_tf.checkpoints.initialise import PRESETS, init_checkpoint
 from neo_tf.checkpoints.open import open_checkpoint
+from neo_tf.checkpoints.save import convert, save_checkpoint
 
 __all__ = ["PRESETS", "Checkpoint", "LazyTensor", "convert", "init_checkpoint", "open_checkpoint", "save_checkpoint"]

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from neo_tf.checkpoints.checkpoint import DTYPES, Checkpoint, LazyTensor
-from neo_tf.checkpoints.convert import save_checkpoint
+from neo_tf.checkpoints.save import save_checkpoint
 from neo_tf.checkpoints.tokenizer_files import find_tokenizer, with_token_ids
 from neo_tf.config import GPTNeoConfig
+from neo_tf.config_values import GPT2_VOCAB_SIZE
 from neo_tf.errors import RequestError
-from neo_tf.options import GPT2_VOCAB_SIZE
 from neo_tf.variables import initial_value, model_variables
 
 

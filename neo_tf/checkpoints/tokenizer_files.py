@@ -5,8 +5,8 @@ from importlib import resources
 from pathlib import Path
 
 from neo_tf.config import read_json
+from neo_tf.config_values import GPT2_VOCAB_SIZE
 from neo_tf.errors import CheckpointError, ConfigError, first_line
-from neo_tf.options import GPT2_VOCAB_SIZE
 
 DATASET_KEYS = ("tokenizer_path", "eos_id", "padding_id")
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from export.builder import Graph, WeightFile
-from export.graph import build_decoder, build_model
 from neo_tf.checkpoints import Checkpoint, LazyTensor
 from neo_tf.config import GPTNeoConfig
+from neo_tf.export.builder import Graph, WeightFile
+from neo_tf.export.graph import build_decoder, build_model
 from neo_tf.variables import model_variables
 
 

@@ -7,14 +7,15 @@ import pytest
 from conftest import GOLDEN, OPTIONS, TINY_PYTHON
 from test_precision import nll, restore
 
-import export.calibrate
 import neo_tf
-from export.calibrate import MAX_TOKENS, Calibration
-from export.precision import block_size, quantise
+import neo_tf.export.calibrate
 from neo_tf.cli import main
 from neo_tf.errors import CheckpointError, RequestError
-from runtime.session import Session
-from runtime.tokenizer import Tokenizer
+from neo_tf.export.calibrate import MAX_TOKENS, Calibration
+from neo_tf.export.precision import block_size
+from neo_tf.export.quantise import quantise
+from neo_tf.runtime.device.session import Session
+from neo_tf.runtime.tokenizer import Tokenizer
 
 REPOSITORY = GOLDEN.parents[2]
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "runtime").glob("*.py")))
@@ -148,7 +149,7 @@ def test_layers_are_computed_in_groups_that_fit_the_memory(demo, tmp_path, monke
 
     whole = Calibration(demo, PART)
     assert len(whole._groups) == 1 and len(whole._inputs) == 4 * 6
-    monkeypatch.setattr(export.calibrate, "_MEMORY", 4 * 512 * 1024 + 1)  # one c_proj, or a few of the others
+    monkeypatch.setattr(neo_tf.export.calibrate, "_MEMORY", 4 * 512 * 1024 + 1)  # one c_proj, or a few of the others
     parts = Calibration(demo, PART)
     assert max(map(len, parts._groups)) > 1 and min(map(len, parts._groups)) == 1
     expected, found = moments(whole), moments(parts)
@@ -189,7 +190,7 @@ def test_a_long_text_is_taken_in_pieces_from_all_of_it(demo):
 
 
 def test_progress_adds_up_to_the_source(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr(export.calibrate, "_MEMORY", 10**7)
+    monkeypatch.setattr(neo_tf.export.calibrate, "_MEMORY", 10**7)
     for precisions in ("int4", ["int8", "int4"]):
         seen = []
         progress = lambda name, size: seen.append(size)  # noqa: E731, B023

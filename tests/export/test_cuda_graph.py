@@ -10,15 +10,15 @@ import onnx
 import onnxruntime
 import pytest
 from conftest import GOLDEN, GOLDEN_NAMES, TINY_PYTHON
+from cuda_kernels import CUDA_KERNELS, without_kernel
 from onnx import TensorProto, helper
 
 import neo_tf
-from export.cuda_kernels import CUDA_KERNELS, without_kernel
-from export.verify import LIMITS, verify
 from neo_tf.checkpoints.initialise import random_checkpoint
+from neo_tf.config_values import ACTIVATIONS
 from neo_tf.errors import ProviderError
-from neo_tf.options import ACTIVATIONS
-from runtime.session import Session
+from neo_tf.evaluation.verify import LIMITS, verify
+from neo_tf.runtime.device.session import Session
 from tests.export.test_precision import nll
 
 HERE = any(device.ep_name == "CUDAExecutionProvider" for device in onnxruntime.get_ep_devices())

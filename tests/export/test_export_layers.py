@@ -7,9 +7,9 @@ import onnxruntime
 import pytest
 from conftest import GOLDEN
 
-from export.builder import Graph, WeightFile
-from export.layers import activation
-from neo_tf.options import ACTIVATIONS
+from neo_tf.config_values import ACTIVATIONS
+from neo_tf.export.builder import Graph, WeightFile
+from neo_tf.export.layers import activation
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

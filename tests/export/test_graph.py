@@ -12,10 +12,10 @@ import pytest
 from conftest import DECODABLE, GLOBAL_LOCAL, GOLDEN, PADDING, TINY_PYTHON, TOLERANCE, Reference
 
 import neo_tf
-from export.verify import PortableSession
 from neo_tf.cache_layout import cache_parts
-from runtime.kv_cache import rows
-from runtime.session import Session
+from neo_tf.evaluation.verify import PortableSession
+from neo_tf.runtime.device.kv_cache import rows
+from neo_tf.runtime.device.session import Session
 
 # (folder, padding, tolerance). The original's own float32 logits of tiny-python lie up to 1.7e-4 off a float64
 # computation of the same weights: nobody can be asked to come closer to them than that.

@@ -10,11 +10,11 @@ import pytest
 from conftest import DECODABLE, GOLDEN, TINY_PYTHON, TOLERANCE
 
 import neo_tf
-from export.verify import PortableSession
 from neo_tf.checkpoints.initialise import random_checkpoint
+from neo_tf.config_values import ACTIVATIONS
 from neo_tf.errors import CheckpointError, ConfigError, OutputError, RequestError
-from neo_tf.options import ACTIVATIONS
-from runtime.session import Session
+from neo_tf.evaluation.verify import PortableSession
+from neo_tf.runtime.device.session import Session
 
 FILES = {
     *("model.onnx", "decoder.onnx", "model.onnx_data", "config.json", "generation_config.json"),

@@ -8,13 +8,14 @@ import pytest
 from conftest import GOLDEN, TINY_PYTHON
 
 import neo_tf
-from export.precision import block_size, cast, precision_for, quantise, quantise_columns
-from export.verify import LIMITS, PortableSession
 from neo_tf.checkpoints.initialise import random_checkpoint
 from neo_tf.cli import main
-from neo_tf.describe import describe
+from neo_tf.cli.info import describe
 from neo_tf.errors import CheckpointError, RequestError
-from runtime.session import Session
+from neo_tf.evaluation.verify import LIMITS, PortableSession
+from neo_tf.export.precision import block_size, cast, precision_for
+from neo_tf.export.quantise import quantise, quantise_columns
+from neo_tf.runtime.device.session import Session
 
 
 def restore(packed, scales, bits):

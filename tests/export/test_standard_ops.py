@@ -11,11 +11,12 @@ from conftest import DECODABLE, GOLDEN, PADDING, TINY_PYTHON, TOLERANCE, Referen
 from onnx.reference import ReferenceEvaluator
 
 import neo_tf
-from export.precision import block_size, quantise
-from export.verify import LIMITS
 from neo_tf.cache_layout import cache_parts
 from neo_tf.errors import CheckpointError, RequestError
-from runtime.models import resolve_model
+from neo_tf.evaluation.verify import LIMITS
+from neo_tf.export.precision import block_size
+from neo_tf.export.quantise import quantise
+from neo_tf.model_cache import resolve_model
 
 PRECISIONS = ("fp32", "int8", "int4")
 MOE = GOLDEN / "moe"

@@ -10,8 +10,8 @@ import transformers
 from conftest import TOLERANCE
 
 import neo_tf
-from export.verify import PortableSession
-from runtime.session import Session
+from neo_tf.evaluation.verify import PortableSession
+from neo_tf.runtime.device.session import Session
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

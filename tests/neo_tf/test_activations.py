@@ -4,7 +4,7 @@ from checkpoint_helpers import worst
 from conftest import GOLDEN
 
 from neo_tf.activations import activation
-from neo_tf.options import ACTIVATIONS
+from neo_tf.config_values import ACTIVATIONS
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

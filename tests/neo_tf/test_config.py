@@ -5,8 +5,8 @@ import pytest
 from conftest import DECODABLE, GLOBAL_LOCAL, GOLDEN, TINY_PYTHON
 
 from neo_tf.config import GPTNeoConfig
+from neo_tf.config_values import UNSUPPORTED, collapse_attention_types, expand_attention_types
 from neo_tf.errors import ConfigError
-from neo_tf.options import UNSUPPORTED, collapse_attention_types, expand_attention_types
 
 # No field has its default, so that none can be lost on the way without a difference.
 FULL = GPTNeoConfig(

@@ -10,7 +10,7 @@ from conftest import DECODABLE, GOLDEN, TINY_PYTHON, TOLERANCE, Reference
 import neo_tf
 from neo_tf import GPTNeo, GPTNeoConfig
 from neo_tf.errors import ConfigError
-from neo_tf.layers import CrossEntropyWithZLoss
+from neo_tf.training.loss import CrossEntropyWithZLoss
 
 ACT_RELU = GOLDEN / "act-relu"
 IDS = np.random.default_rng(0).integers(0, 257, (2, 24))

@@ -8,7 +8,7 @@ import pytest
 
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import RequestError
-from runtime.arguments import GenerateArguments
+from neo_tf.runtime.arguments import GenerateArguments
 
 CONFIG = GPTNeoConfig(
     n_vocab=100, n_ctx=64, n_embd=8, n_head=2, n_layer=2, attention_types=("global", "local"), eos_token_id=99
@@ -67,8 +67,8 @@ def test_transformers_arguments_are_known(name):
 
 
 def test_every_argument_is_explained():
-    from runtime.beams import BeamOptions
-    from runtime.sampling import SamplingOptions
+    from neo_tf.runtime.sampling.beams import BeamOptions
+    from neo_tf.runtime.sampling.options import SamplingOptions
 
     told = inspect.getdoc(GenerateArguments) + inspect.getdoc(SamplingOptions) + inspect.getdoc(BeamOptions)
     assert [name for name in GenerateArguments.DEFAULTS if name not in told] == []

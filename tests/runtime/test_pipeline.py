@@ -8,9 +8,9 @@ from conftest import DECODABLE, GOLDEN, PADDING, TINY_PYTHON, Reference
 
 import neo_tf
 from neo_tf.errors import CheckpointError, RequestError
-from runtime.beams import Hypothesis
-from runtime.pipeline import pipeline
-from runtime.stopping import Stopping
+from neo_tf.runtime.engine.stopping import Stopping
+from neo_tf.runtime.sampling.beams import Hypothesis
+from neo_tf.text_generation import pipeline
 
 PROMPT = "def read_lines(path):"
 NEW_IDS = {"return_tensors": True, "return_full_text": False}
@@ -317,7 +317,7 @@ def test_texts_of_beams_and_their_shape_are_transformers(generator, transformers
 
 
 def test_beams_come_back_best_first_as_transformers_lists_them(generator, monkeypatch):
-    """One request for each prompt; what beam search finds is tests/runtime/test_beams.py's to say."""
+    """One request for each prompt; what beam search finds is tests/runtime/sampling/test_beams.py's to say."""
     asked = []
 
     def generate(requests):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neo_tf.errors import CheckpointError
-from runtime.tokenizer import TextStream, Tokenizer
+from neo_tf.runtime.tokenizer import TextStream, Tokenizer
 
 FILE = TINY_PYTHON / "byte-level-bpe.tokenizer.json"
 TEXTS = [

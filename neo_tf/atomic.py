@@ -1,0 +1,173 @@
+"""Writing a folder so that it appears whole under its name, or not at all."""
+
+import contextlib
+import glob
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from neo_tf.errors import NeoTFError, OutputError, first_line
+from neo_tf.sizes import readable_bytes
+
+# Files that neo-tf writes, by pattern: --force replaces a folder of these, and never one with anything else in it, or
+# without weights.
+_WEIGHTS = ("model*.safetensors", "model.weights.h5", "model.onnx_data", "model.ckpt-*.index")
+_OURS = (
+    *("config.json", "generation_config.json", "genai_config.json", "dataset.json", "checkpoint", *_WEIGHTS),
+    *("tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json", "*.onnx", "model.ckpt-*.data-*-of-*"),
+)
+_PARTIAL, _OLD = ".partial-", "-old"
+
+
+@contextlib.contextmanager
+def new_folder(dst, *, force=False, needs=0, source=None):
+    """Yields a temporary folder beside dst that becomes dst when the block ends well, and vanishes when it does not.
+
+    A process that is killed leaves at most the hidden `.{name}.partial-*`, which the next writer of dst removes.
+
+    Args:
+        dst: the final folder. Existing and empty is fine.
+        force: replaces a folder that is not empty, provided that it holds nothing but files that neo-tf writes.
+        needs: bytes that will be written, compared with the free space first.
+        source: what is being read; must not be dst.
+
+    Raises:
+        OutputError: dst cannot be written; says why. Any OSError of the block becomes one.
+    """
+    dst = Path(dst)
+    _check_target(dst, force, source)
+    try:
+        final = dst.resolve()
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(final.parent, final.name)
+        free = shutil.disk_usage(final.parent).free
+        if needs <= free:
+            partial = Path(tempfile.mkdtemp(prefix=f".{final.name}{_PARTIAL}{os.getpid()}-", dir=final.parent))
+    except OSError as error:
+        raise _output_error(dst, error) from None
+    if needs > free:
+        raise OutputError(f"{dst}: needs {readable_bytes(needs)}, but only {readable_bytes(free)} are free")
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        _sync(partial)
+        _check_target(dst, force, source)  # again: much may have come there while this was written
+        _replace(partial, final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, NeoTFError):
+            raise
+        raise _output_error(dst, error) from None
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def new_file(path):
+    """Yields a temporary file's path beside `path`, which replaces it when the block ends well, or vanishes.
+
+    Raises:
+        OutputError: path cannot be written; says why, before the block begins where it can be known by then.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: exists and is no plain file")
+    final = path.resolve()
+    try:
+        _remove_leftovers(final.parent, final.name)
+        descriptor, name = tempfile.mkstemp(prefix=f".{final.name}{_PARTIAL}{os.getpid()}-", dir=final.parent)
+        os.close(descriptor)
+    except OSError as error:
+        raise _output_error(path, error) from None
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(final)
+    except OSError as error:
+        if isinstance(error, NeoTFError):
+            raise
+        raise _output_error(path, error) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_target(dst, force, source):
+    if source is not None and Path(f"{source}.index").is_file():
+        source = Path(source).absolute().parent  # the original's prefix: its folder is what must stay
+    if source is not None and Path(source).exists() and dst.exists() and dst.samefile(source):
+        raise OutputError(f"{dst}: is the source itself")
+    if dst.exists() and dst.samefile(Path.cwd()):
+        raise OutputError(f"{dst}: is the current folder, which cannot be replaced as a whole: name one inside it")
+    if dst.exists() and not dst.is_dir():
+        raise OutputError(f"{dst}: exists and is a file")
+    if not dst.is_dir():
+        return
+    held = sorted(dst.iterdir())
+    if held and not force:
+        raise OutputError(f"{dst}: exists and is not empty (--force replaces it)")
+    foreign = [entry.name for entry in held if entry.is_dir() or not any(entry.match(pattern) for pattern in _OURS)]
+    if foreign:
+        raise OutputError(f"{dst}: holds {foreign[0]!r}, which neo-tf did not write: not replaced even with --force")
+    if held and not any(entry.match(pattern) for entry in held for pattern in _WEIGHTS):
+        raise OutputError(f"{dst}: holds no weights that neo-tf wrote: not replaced even with --force")
+
+
+def _remove_leftovers(parent, name):
+    """Removes what killed writers of the same folder left, unless their process still runs."""
+    for leftover in parent.glob(f".{glob.escape(name)}{_PARTIAL}*"):
+        process = leftover.name.split(_PARTIAL)[1].split("-")[0]
+        if not process.isdigit() or _runs(int(process)):
+            continue
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
+        elif leftover.name.endswith(_OLD) and not (parent / name).exists():
+            leftover.rename(parent / name)  # killed between the two renames of _replace
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _runs(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _replace(partial, dst):
+    if not dst.exists():
+        partial.rename(dst)
+        return
+    old = partial.with_name(partial.name + _OLD)
+    dst.rename(old)
+    try:
+        partial.rename(dst)
+    except OSError:
+        old.rename(dst)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder):
+    """Flushes the files to the disk: a full disk or a crash must show before the rename, not after it."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _output_error(dst, error):
+    return OutputError(f"{dst}: cannot be written: {error.strerror or first_line(error)}")

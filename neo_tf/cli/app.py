@@ -1,0 +1,71 @@
+"""The `neo-tf` command: its subcommands, and what becomes of errors."""
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+import neo_tf
+from neo_tf.cli.benchmark import benchmark
+from neo_tf.cli.convert import convert
+from neo_tf.cli.export import export
+from neo_tf.cli.generate import generate
+from neo_tf.cli.info import info
+from neo_tf.cli.init import init
+from neo_tf.cli.verify import verify
+from neo_tf.errors import NeoTFError, OutputError, one_line
+
+app = typer.Typer(
+    help="GPT-Neo from a Mesh-TensorFlow checkpoint to production decoding on ONNX Runtime.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in (convert, export, verify, generate, benchmark, init, info):
+    app.command()(_command)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False):
+    if version:
+        print(f"neo-tf {neo_tf.__version__}")
+        raise typer.Exit
+
+
+def main():
+    """Runs the command. What neo-tf refuses is one line on standard error and exit status 1; wrong usage has 2."""
+    # As for Ctrl-C: what is half written is removed on the way out.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        status = app(standalone_mode=False)
+    except NeoTFError as error:
+        _fail(error)
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader of a pipe went away, which is its right
+        sys.stderr.close()
+        raise SystemExit(1) from None
+    except OSError as error:
+        _fail(OutputError(f"{error.filename or 'file'}: {error.strerror or error}"))
+    except MemoryError:
+        _fail(NeoTFError("not enough memory"))
+    except Exception as error:
+        # typer's own errors of usage; it keeps their class to itself.
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            print(
+                f"error: {' '.join(error.format_message().split()).replace('Value error, ', '')} (see --help)",
+                file=sys.stderr,
+            )
+        raise SystemExit(2) from None
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _fail(error):
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    raise SystemExit(1) from None

@@ -1,0 +1,1 @@
+"""What differs between CPU and CUDA: sessions, the KV cache, providers, memory."""

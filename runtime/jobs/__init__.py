@@ -1,0 +1,1 @@
+"""Many prompts from a file; a job that was stopped goes on."""

@@ -1,0 +1,112 @@
+"""Any requests at any times, with cancellations and refusals: each comes to what it comes to alone."""
+
+import dataclasses
+
+import hypothesis
+import numpy as np
+import pytest
+from conftest import GOLDEN, TINY_PYTHON, TOLERANCE
+from hypothesis import strategies as st
+
+import neo_tf
+from neo_tf.errors import RequestError
+from neo_tf.runtime.device.session import Session
+from neo_tf.runtime.engine.engine import Engine
+from neo_tf.runtime.engine.request import Request
+from neo_tf.runtime.sampling.beams import BeamOptions
+from neo_tf.runtime.sampling.options import SamplingOptions
+
+MODELS = {name: (GOLDEN / name, "fp32") for name in ("tiny-global-local", "tiny-local-radius", "mem-kv", "attn-mix")}
+# Rounded activations: the smallest difference of a sum would show.
+MODELS |= {"quantised": (TINY_PYTHON, "int8"), "quantised more": (TINY_PYTHON, "int4")}
+SLOTS = 5
+PHASES = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # to make an example smaller takes minutes
+
+
+@st.composite
+def requests(draw, config, kinds, most):
+    """A request of any length and settings; prompts have one of two beginnings, so that some are shared."""
+    beginning = draw(st.integers(0, 1))
+    shared = draw(st.integers(0, config.n_ctx - 2))
+    tail = draw(st.lists(st.integers(0, config.n_vocab - 1), max_size=min(6, config.n_ctx - 1 - shared)))
+    prompt = np.random.default_rng(beginning).integers(0, config.n_vocab, shared).tolist() + tail
+    prompt = prompt or [1]
+    room = min(config.n_ctx - len(prompt), most)
+    sampling = SamplingOptions(
+        do_sample=draw(st.booleans()),
+        temperature=draw(st.sampled_from([0.5, 1.0, 1.5])),
+        top_k=draw(st.sampled_from([0, 5])),
+        top_p=draw(st.sampled_from([1.0, 0.9])),
+        repetition_penalty=draw(st.sampled_from([1.0, 1.2])),
+        no_repeat_ngram_size=draw(st.sampled_from([0, 3])),
+        seed=draw(st.integers(0, 9)),
+    )
+    kind = draw(st.sampled_from(kinds))
+    return Request(
+        prompt,
+        max_new_tokens=draw(
+            st.one_of(st.none() if most == config.n_ctx else st.just(1), st.integers(1, room), st.just(room))
+        ),
+        min_new_tokens=draw(st.sampled_from([0, 3])),
+        stop_token_ids=tuple(draw(st.lists(st.integers(0, config.n_vocab - 1), max_size=8))),
+        sampling=sampling,
+        logprobs=1 if kind == "plain" and draw(st.booleans()) else None,
+        prompt_logprobs=0 if kind == "plain" and draw(st.booleans()) else None,
+        prompt_lookup_num_tokens=draw(st.integers(1, 9)) if kind == "lookup" else None,
+        beams=BeamOptions(draw(st.integers(2, 4)), 2) if kind == "beams" else None,
+    )
+
+
+def assert_same(request, alone, tolerance):
+    assert (request.tokens, request.finish_reason) == (alone.tokens, alone.finish_reason)
+    assert [one.tokens for one in request.hypotheses] == [one.tokens for one in alone.hypotheses]
+    for name in ("token_logprobs", "prompt_token_logprobs"):
+        np.testing.assert_allclose(getattr(request, name), getattr(alone, name), rtol=0, atol=tolerance)
+    found, expected = ([one.score for one in each.hypotheses] for each in (request, alone))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_schedule(tmp_path, monkeypatch, name):
+    source, precision = MODELS[name]
+    neo_tf.export_onnx(source, tmp_path / "onnx", precision)
+    alone, session = (Session(tmp_path / "onnx", slots=slots) for slots in (4, SLOTS))
+    config, whole = session.config, session.cache.bytes_of(session.config.n_ctx)
+    # Guesses are run several at a time: quantised, they differ in the last digits, and then anywhere.
+    most = config.n_ctx if precision == "fp32" else 40  # this model is larger
+    kinds = ["plain", "plain", "lookup", "beams"] if precision == "fp32" else ["plain", "beams"]
+    pieces = [5, 16, 256] if precision == "fp32" else [64, 256]
+    monkeypatch.setattr("neo_tf.runtime.engine.prefix_cache.BLOCK", 8 if precision == "fp32" else 64)
+
+    @hypothesis.settings(max_examples=25 if precision == "fp32" else 8, deadline=None, derandomize=True, phases=PHASES)
+    @hypothesis.given(st.data())
+    def run(data):
+        monkeypatch.setattr("neo_tf.runtime.engine.engine.PREFILL_CHUNK", data.draw(st.sampled_from(pieces), "chunk"))
+        limit = data.draw(st.sampled_from([None, 4 * whole]), "cache_bytes")
+        engine = Engine(session, limit, data.draw(st.sampled_from([None, 0, 10**6]), "prefix_cache_bytes"))
+        submitted, busy = [], True
+        for _ in range(data.draw(st.integers(1, 12), "actions")):
+            action = data.draw(st.sampled_from(["submit", "submit", "submit", "step", "cancel", "refused"]))
+            if action == "submit":
+                submitted.append(data.draw(requests(config, kinds, most)))
+                engine.submit(submitted[-1])
+            elif action == "cancel" and submitted:
+                engine.cancel(data.draw(st.sampled_from(submitted)))
+            elif action == "refused":
+                with pytest.raises(RequestError):
+                    engine.submit(Request([config.n_vocab]))
+            for _ in range(data.draw(st.integers(0, 20), "steps") if action == "step" else 0):
+                engine.step()
+        while busy:
+            busy = engine.step()
+        for request in submitted:
+            expected = dataclasses.replace(request)
+            Engine(alone, prefix_cache_bytes=0).generate([expected])
+            if request.finish_reason == "cancelled":
+                assert request.cancelled and request.tokens == expected.tokens[: len(request.tokens)]
+            else:
+                assert_same(request, expected, TOLERANCE if precision == "fp32" else 0)
+        # No slot is lost, and none is promised to anybody.
+        assert engine.free_slots == SLOTS and not engine._slots._promised
+
+    run()

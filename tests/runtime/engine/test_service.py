@@ -1,0 +1,251 @@
+"""The engine in its thread: requests from anywhere at any time, each as if alone; cancelled, failing and dead."""
+
+import asyncio
+import random
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+from neo_tf.errors import EngineError, RequestError
+from neo_tf.runtime.device.session import Session
+from neo_tf.runtime.engine.engine import Engine
+from neo_tf.runtime.engine.request import Request
+from neo_tf.runtime.engine.service import Service
+from neo_tf.runtime.sampling.options import SamplingOptions
+
+MODELS = ["tiny-global-local", "tiny-local-radius", "attn-mix", "mem-kv"]
+WAIT = 60  # seconds, at most: a hang must fail
+
+
+@pytest.fixture
+def service(exported):
+    """A function that makes a service over a golden model; it is closed in the end."""
+    made = []
+
+    def make(name="tiny-global-local", slots=4):
+        made.append(Service(Engine(Session(exported(GOLDEN / name), slots=slots))))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def random_request(rng, n_vocab, n_ctx):
+    """A request of any length and settings, up to exactly n_ctx tokens."""
+    length = rng.randint(1, n_ctx - 1)
+    room = n_ctx - length
+    sampling = SamplingOptions(
+        do_sample=rng.random() < 0.6,
+        temperature=rng.choice([0.5, 1.0, 1.7]),
+        top_k=rng.choice([0, 5, 50]),
+        top_p=rng.choice([1.0, 0.9]),
+        seed=rng.randint(0, 10**6),
+    )
+    new = rng.choice([1, room, None, rng.randint(1, room)])
+    prompt = [rng.randrange(n_vocab) for _ in range(length)]
+    return {"prompt": prompt, "max_new_tokens": new, "stop_token_ids": (rng.randrange(n_vocab),), "sampling": sampling}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_fifty_requests_at_random_times_are_each_as_if_alone(exported, service, name, seed):
+    rng = random.Random(f"{name} {seed}")
+    one = Engine(Session(exported(GOLDEN / name)))
+    running, futures, cancelled = service(name, slots=5), [], []
+    for number in range(50):
+        arguments = random_request(rng, one.config.n_vocab, one.config.n_ctx)
+        request = Request(**arguments)
+        futures.append((arguments, running.submit(request)))
+        if number % 7 == 3:
+            cancelled.append(request)
+            if rng.random() < 0.5:
+                time.sleep(rng.random() / 50)
+            running.cancel(request)
+        with pytest.raises(RequestError):
+            running.submit(Request([one.config.n_vocab]))
+        if rng.random() < 0.5:
+            time.sleep(rng.random() / 100)
+    ended = 0
+    for arguments, future in futures:
+        found = future.result(WAIT)
+        expected = Request(**arguments)
+        one.generate([expected])
+        if found in cancelled and found.finish_reason == "cancelled":
+            assert found.tokens == expected.tokens[: len(found.tokens)]
+            continue
+        ended += 1
+        assert (found.tokens, found.finish_reason) == (expected.tokens, expected.finish_reason)
+    assert ended >= 40
+
+
+def test_async_requests_run_together(service):
+    running = service(slots=3)
+    requests = [Request([number + 1, 7], max_new_tokens=20) for number in range(6)]
+    alone = running.generate([Request([number + 1, 7], max_new_tokens=20) for number in range(6)])
+
+    async def streamed(request):
+        return [token async for token in running.stream(request)]
+
+    async def main():
+        whole = await asyncio.gather(*(running.generate_async(request) for request in requests))
+        pieces = await asyncio.gather(*(streamed(Request([number + 1, 7], max_new_tokens=20)) for number in range(6)))
+        return whole, pieces
+
+    whole, pieces = asyncio.run(asyncio.wait_for(main(), WAIT))
+    expected = [request.tokens for request in alone]
+    assert [request.tokens for request in whole] == expected == pieces
+
+
+def test_leaving_a_stream_and_cancelling_a_task_free_the_slot(service):
+    running = service(slots=1)
+    long = {"max_new_tokens": None}
+
+    async def main():
+        left = Request([1, 2], **long)
+        async for _ in running.stream(left):
+            break
+        stopped = Request([1, 2], **long)
+        task = asyncio.ensure_future(running.generate_async(stopped))
+        while not stopped.tokens:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        after = await running.generate_async(Request([3], max_new_tokens=3))
+        return left, stopped, after
+
+    left, stopped, after = asyncio.run(asyncio.wait_for(main(), WAIT))
+    assert left.finish_reason == stopped.finish_reason == "cancelled"
+    assert len(after.tokens) == 3
+
+
+def test_a_cancelled_request_stops_within_a_step(service):
+    running, request = service(slots=1), Request([1, 2], max_new_tokens=200)
+    seen = threading.Event()
+    request.on_token = lambda token: (seen.set(), time.sleep(0.01)) if len(request.tokens) == 5 else None
+    future = running.submit(request)
+    assert seen.wait(WAIT)
+    running.cancel(request)
+    assert future.result(WAIT).finish_reason == "cancelled"
+    assert 5 <= len(request.tokens) <= 6
+
+
+def test_a_failing_step_fails_those_in_it_and_no_others(service, monkeypatch):
+    running = service(slots=2)
+    session = running._engine.session
+    decode, prefill = session.decode, session.prefill
+
+    def failing(first, token_ids, past):
+        if 77 in np.asarray(token_ids):
+            raise RuntimeError("no such\nmemory")
+        return decode(first, token_ids, past)
+
+    def failing_prefill(slot, token_ids, past, keep=1):
+        if 88 in token_ids:
+            raise RuntimeError("prefill broke")
+        return prefill(slot, token_ids, past, keep)
+
+    monkeypatch.setattr(session, "decode", failing)
+    monkeypatch.setattr(session, "prefill", failing_prefill)
+    expected = running.generate([Request([5], max_new_tokens=8)])[0].tokens
+    with pytest.raises(EngineError, match="a step of 1 requests failed: prefill broke"):
+        running.submit(Request([88], max_new_tokens=5)).result(WAIT)
+    bad = Request([9], max_new_tokens=50, sampling=SamplingOptions())
+    bad.on_token = lambda token: bad.tokens.__setitem__(-1, 77) if len(bad.tokens) == 2 else None
+    with pytest.raises(EngineError, match="a step of 1 requests failed: no such memory"):
+        running.submit(bad).result(WAIT)
+    assert bad.finish_reason == "error"
+    assert running.generate([Request([5], max_new_tokens=8)])[0].tokens == expected
+
+
+def test_a_failing_callback_fails_its_own_request(service):
+    running = service(slots=2)
+
+    def broken(token):
+        raise KeyError("mine")
+
+    futures = [running.submit(Request([5], max_new_tokens=8, on_token=call)) for call in (broken, None)]
+    with pytest.raises(KeyError, match="mine"):
+        futures[0].result(WAIT)
+    assert len(futures[1].result(WAIT).tokens) == 8
+
+
+def test_a_dead_engine_says_so_and_nobody_waits(service, monkeypatch):
+    running = service(slots=1)
+    monkeypatch.setattr(running._engine, "step", lambda: 1 / 0)
+    futures = [running.submit(Request([5]))]
+    with pytest.raises(EngineError, match="the engine stopped: ZeroDivisionError"):
+        futures[0].result(WAIT)
+    with pytest.raises(EngineError, match="the engine stopped"):
+        running.submit(Request([5]))
+
+
+def test_closing_ends_what_runs_and_refuses_more(exported):
+    running = Service(Engine(Session(exported(GOLDEN / "tiny-global-local"))))
+    futures = [running.submit(Request([5], max_new_tokens=None)) for _ in range(3)]
+    running.close()
+    assert all(future.result(WAIT).finish_reason in ("cancelled", "length") for future in futures)
+    with pytest.raises(EngineError, match="closed"):
+        running.submit(Request([5]))
+
+
+def test_a_request_is_queued_once(service):
+    running, request = service(slots=1), Request([5], max_new_tokens=200)
+    future = running.submit(request)
+    with pytest.raises(RequestError):
+        running.submit(request)
+    assert future.result(WAIT) is request
+
+
+def test_a_request_that_was_changed_after_its_check_fails_alone(service):
+    running = service(slots=1)
+    other = running.submit(Request([5], max_new_tokens=100))
+    changed = Request([5], max_new_tokens=5)
+    future = running.submit(changed)
+    changed.max_new_tokens = 0
+    with pytest.raises(RequestError):
+        future.result(WAIT)
+    assert len(other.result(WAIT).tokens) == 100
+
+
+def test_a_process_may_end_while_the_service_is_busy(exported):
+    code = (
+        "import sys, time; from neo_tf import Engine, Request, Service, Session;"
+        "service = Service(Engine(Session(sys.argv[1])));"
+        "service.submit(Request([5], max_new_tokens=None)); time.sleep(0.02)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(exported(GOLDEN / "tiny-global-local"))], capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_callback_may_submit_and_must_not_wait(service):
+    """Waiting in the engine's own thread would never end."""
+    running, told, more = service(slots=2), [], []
+
+    def on_token(token):
+        more.append(running.submit(Request([3], max_new_tokens=2)))
+        try:
+            running.generate([Request([4], max_new_tokens=2)])
+        except EngineError as error:
+            told.append(str(error))
+
+    request = Request([1, 2], max_new_tokens=1, on_token=on_token)
+    assert running.submit(request).result(WAIT).finish_reason == "length"
+    assert len(more[0].result(WAIT).tokens) == 2 and "use submit" in told[0]
+
+
+def test_a_callback_may_close_the_service(service):
+    running = service(slots=2)
+    other = running.submit(Request([7, 8]))
+    request = Request([1, 2], max_new_tokens=5, on_token=lambda token: running.close())
+    assert running.submit(request).result(WAIT).finish_reason == "cancelled"
+    assert other.result(WAIT).finish_reason == "cancelled"
+    with pytest.raises(EngineError, match="closed"):
+        running.submit(Request([1]))
