@@ -8,7 +8,7 @@ from neo_tf.cache_layout import cache_parts
 from neo_tf.errors import CheckpointError, ConfigError, NeoTFError, ProviderError, one_line
 from neo_tf.onnx_folder import DATA_FILE, DECODER, PREFILL, find_precision, graph_path, read_config
 
-from ..sampling.checks import check_number
+from ..argument_kinds import Whole
 from .kv_cache import KVCache
 from .machine import exact_int8
 from .providers import choose, create_session, placement
@@ -39,7 +39,7 @@ class Session:
     """
 
     def __init__(self, folder, slots=1, device=None, threads=None, precision=None):
-        check_number("slots", slots, int, lambda value: value >= 1, "be at least 1")
+        Whole(least=1).check("slots", slots)
         folder, self.slots = Path(folder), slots
         self.config = read_config(folder)
         self.precision, target = find_precision(folder, precision)

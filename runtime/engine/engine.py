@@ -7,8 +7,8 @@ import numpy as np
 
 from neo_tf.errors import EngineError, RequestError, one_line
 
+from ..argument_kinds import Whole
 from ..device.session import QUANTISED
-from ..sampling.checks import check_number
 from .beam_sequence import BeamSequence
 from .prefix_cache import PrefixCache
 from .request import Request
@@ -43,7 +43,7 @@ class Engine:
     def __init__(self, session, cache_bytes=None, prefix_cache_bytes=None):
         for name, value, least in (("cache_bytes", cache_bytes, 1), ("prefix_cache_bytes", prefix_cache_bytes, 0)):
             if value is not None:
-                check_number(name, value, int, lambda value, least=least: value >= least, f"be at least {least}")
+                Whole(least=least).check(name, value)
         self.session, self.config = session, session.config
         self._waiting, self._prefilling, self._running = deque(), deque(), []
         self._slots = Slots(session.cache, cache_bytes, session.slots)

@@ -4,12 +4,10 @@ from dataclasses import dataclass, field
 
 from neo_tf.errors import EngineError, NeoTFError, RequestError, one_line
 
+from ..argument_table import ARGUMENTS
 from ..arguments import GenerateArguments
 
-# Arguments that JSON cannot say, or whose arrays it should not.
-_NOT_IN_JSON = ("streamer", "logits_processor", "output_scores", "output_logits")
 _AHEAD = 8  # windows: so far may be read beyond the oldest line that runs, where results wait for it
-_LIMITS = ("max_new_tokens", "max_length")
 
 
 @dataclass
@@ -110,15 +108,10 @@ class Job:
 
     def _options(self, line, values):
         for name in values:
-            if name in _NOT_IN_JSON:
+            if name in ARGUMENTS and not ARGUMENTS[name].in_json:
                 raise RequestError(f"{name} is for calls from Python: JSON cannot say it")
-        values, before = GenerateArguments.known(values), self._arguments
-        if any(name in values for name in _LIMITS):
-            before = {name: value for name, value in before.items() if name not in _LIMITS}
-        options = GenerateArguments.parse(before | values)
-        if options.seed is None:
-            options.seed = self._seed + line.index * options.num_return_sequences
-        return options
+        options = GenerateArguments.parse(values, self._arguments)
+        return options.with_seed(self._seed + line.index * options.num_return_sequences)
 
     def _step(self):
         self._engine.step()
