@@ -40,7 +40,8 @@ class Job:
         seed: The seed of the first prompt's sampling. Each next sequence has the next seed.
         results: Where the results go.
         skip_errors: Writes a result {"index", "error"} for a prompt that cannot be served, and goes on.
-        progress: Told of prompts that are done, after each step, with the speed so far in tokens/s.
+        progress: Told after each step of the prompts that are done since the last one; what it is told beside is the
+            number of new tokens so far and the speed.
 
     Example:
         >>> with open("prompts.jsonl", "rb") as file:
@@ -167,7 +168,7 @@ class Job:
             # A line's Generations that have ended are counted already.
             tokens += sum(len(each.tokens) for each in one.generations if not each.finish_reason)
         speed = tokens / (time.perf_counter() - self._started)
-        self._progress(self._done - self._reported, f"{speed:.0f} tokens/s")
+        self._progress(self._done - self._reported, f"{tokens} tokens, {speed:.0f} tokens/s")
         self._reported = self._done
 
     def _end(self, one: _Open) -> None:
