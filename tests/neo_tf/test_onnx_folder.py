@@ -59,7 +59,7 @@ def test_other_folders_are_not_found(exported, tmp_path, written):
     (folder / "config.json").write_text("[]")
     assert OnnxFolder.find(folder) is None
     (folder / "config.json").write_text('{"ops": "standard"}')
-    with pytest.raises(ConfigError, match="config.json"):
+    with pytest.raises(ConfigError, match=r"config\.json"):
         OnnxFolder.find(folder)
 
 
