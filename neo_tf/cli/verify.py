@@ -36,7 +36,7 @@ def verify(
         PrecisionName | None,
         typer.Option(
             metavar="NAME",
-            help="The precision to compare, such as int8. The folder must hold it; by default its first one is compared.",
+            help="The precision to compare, such as int8. The folder must hold it; by default it is its first one.",
         ),
     ] = None,
     config: ConfigPath = None,
