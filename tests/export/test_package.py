@@ -13,7 +13,7 @@ import neo_tf
 from neo_tf.checkpoints.initialise import random_checkpoint
 from neo_tf.config_values import ACTIVATIONS
 from neo_tf.errors import CheckpointError, ConfigError, OutputError, RequestError
-from neo_tf.evaluation.verify import PortableSession
+from neo_tf.evaluation.portable_session import PortableSession
 from neo_tf.runtime.device.session import Session
 
 FILES = {
