@@ -226,7 +226,7 @@ class _Rounds:
         """Prefills a slot that holds some tokens up to `end`, in the engine's chunks."""
         for start in range(held, end, PREFILL_CHUNK):
             stop = min(start + PREFILL_CHUNK, end)
-            self.session.prefill(slot, self.tokens[start:stop], start, keep=1 if stop == end else None)
+            self.session.prefill(slot, self.tokens[start:stop], start, logits_of=1 if stop == end else 0)
 
     def _steps(self, batch, first, end):
         """Seconds of a step of so many rows, at lengths from first to end."""

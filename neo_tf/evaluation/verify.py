@@ -140,10 +140,10 @@ def verify(src, onnx_dir, *, tokens=None, text=None, seed=0, precision=None, pro
     for graph, runner in runners.items():
         whole, steps = (_Sums(f"{graph}.onnx", mode, text is not None) for mode in ("prefill", "step by step"))
         for ids, logits in zip(sequences, expected, strict=True):
-            whole.compare(runner.prefill(0, ids, 0, keep=0), logits, ids, 0)
+            whole.compare(runner.prefill(0, ids, 0, logits_of="all"), logits, ids, 0)
             progress(len(ids))
             for position in range(len(ids)):
-                step = runner.prefill(0, ids[position : position + 1], position, keep=0)
+                step = runner.prefill(0, ids[position : position + 1], position, logits_of="all")
                 steps.compare(step, logits[position : position + 1], ids, position)
                 progress(1)
         deviations += [whole.deviation(), steps.deviation()]
@@ -152,8 +152,8 @@ def verify(src, onnx_dir, *, tokens=None, text=None, seed=0, precision=None, pro
         for ids, logits in zip(sequences, expected, strict=True):
             half = (len(ids) - 1) // 2  # of a text of two tokens, none: one must be left to be judged
             if half:
-                session.prefill(0, ids[:half], 0, keep=None)
-            rest.compare(session.prefill(0, ids[half:], half, keep=0), logits[half:], ids, half)
+                session.prefill(0, ids[:half], 0, logits_of=0)
+            rest.compare(session.prefill(0, ids[half:], half, logits_of="all"), logits[half:], ids, half)
             progress(len(ids))
         deviations.append(rest.deviation())
     return deviations
@@ -196,23 +196,25 @@ class PortableSession:
     def __init__(self, folder, precision=None):
         import onnxruntime
 
+        from neo_tf.runtime.device.providers import session_options
+
         folder = OnnxFolder.read(folder)
         self.config = folder.config
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
         self.precision = folder.find_precision(precision)
         path = folder.graph_path(self.precision, MODEL)
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                str(path), session_options(), providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # onnxruntime's errors have no common base
             raise CheckpointError(f"{path}: cannot be loaded: {one_line(error)}") from None
         self._parts = cache_parts(self.config, windowed=False, head_size=self.config.head_size)
         self._dtypes = {value.name: value.type for value in self._session.get_inputs()}
         self._cache = []
 
-    def prefill(self, slot, token_ids, past, keep=1):
-        """As Session.prefill, for one slot; past 0 begins a new sequence."""
-        from neo_tf.runtime.device.session import numpy_dtype
+    def prefill(self, slot, token_ids, past, logits_of=1):
+        """See Session.prefill. There is one slot, and past 0 begins a new sequence in it."""
+        from neo_tf.runtime.device.element_types import numpy_dtype
 
         count = len(token_ids)
         if past == 0:
@@ -223,9 +225,10 @@ class PortableSession:
         feed["input_ids"] = np.asarray(token_ids, np.int64)[None]
         feed["attention_mask"] = np.ones((1, past + count), np.int64)
         feed["position_ids"] = np.arange(past, past + count, dtype=np.int64)[None]
-        feed["num_logits_to_keep"] = np.array([keep], np.int64)
+        # The graph takes 0 for all tokens, and cannot leave the logits out.
+        feed["num_logits_to_keep"] = np.array([0 if logits_of == "all" else max(logits_of, 1)], np.int64)
         logits, *self._cache = self._session.run(["logits", *(part.present for part in self._parts)], feed)
-        return logits[0]
+        return logits[0, :0] if logits_of == 0 else logits[0]
 
 
 def _without_room_limits(checkpoint):
