@@ -175,10 +175,9 @@ class _Rounds:
         engine, length = self._engines["together"], _PROMPTS[0]
         steps = min(STEPS, self.session.config.n_ctx - length - batch - 1)
         prompt = self._workloads[0][0].prompt[:length]
-        requests = [Request(prompt, max_new_tokens=batch + steps + 1) for _ in range(batch)]
-        for request in requests:
-            engine.submit(request)
-        while not all(request.tokens or request.error for request in requests):
+        request = Request(prompt, max_new_tokens=batch + steps + 1)
+        generations = [engine.submit(request) for _ in range(batch)]
+        while not all(generation.tokens or generation.error for generation in generations):
             engine.step()
         self.session.seconds, start = 0.0, time.perf_counter()
         for _ in range(steps):
@@ -187,9 +186,9 @@ class _Rounds:
         own = seconds - self.session.seconds / steps
         while engine.step():  # to their ends
             pass
-        for request in requests:
-            if request.error:
-                raise request.error
+        for generation in generations:
+            if generation.error:
+                raise generation.error
         self._progress(1)
         return {"ms_per_step": seconds * 1e3, "own_ms": own * 1e3, "share": own / seconds}
 
