@@ -98,7 +98,7 @@ def test_int4_costs_less_on_held_out_text(tmp_path, demo_folder):
     scores, losses = [], []
     for folder in (demo_folder, tmp_path / "plain", tmp_path / "calibrated"):
         session = Session(folder)
-        logits = np.stack([session.prefill(0, ids, 0, keep=0) for ids in data["inputs"]]).astype(np.float64)
+        logits = np.stack([session.prefill(0, ids, 0, logits_of="all") for ids in data["inputs"]]).astype(np.float64)
         scores.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
         losses.append(nll(logits, data["labels"].astype(np.int64)))
     plain, calibrated = np.exp(np.array(losses[1:]) - losses[0]) - 1

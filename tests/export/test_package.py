@@ -100,7 +100,7 @@ def test_a_trimmed_vocabulary_gives_the_first_logits(tmp_path, reference):
     reference = reference("vocab-padded")
     neo_tf.export_onnx(GOLDEN / "vocab-padded", tmp_path / "onnx", n_vocab=257)
     for runner in (Session(tmp_path / "onnx"), PortableSession(tmp_path / "onnx")):
-        logits = runner.prefill(0, reference.inputs[0], 0, keep=0)
+        logits = runner.prefill(0, reference.inputs[0], 0, logits_of="all")
         assert logits.shape == (64, 257)
         assert np.abs(logits - reference.logits[0, :, :257]).max() < TOLERANCE
 

@@ -99,7 +99,7 @@ def test_perplexity_on_held_out_text(precision, limit, demo_folder, tmp_path):
     exact, rounded = Session(demo_folder), Session(tmp_path / precision)
     losses = []
     for session in (exact, rounded):
-        logits = np.stack([session.prefill(0, ids, 0, keep=0) for ids in data["inputs"]])
+        logits = np.stack([session.prefill(0, ids, 0, logits_of="all") for ids in data["inputs"]])
         losses.append(nll(logits, data["labels"].astype(np.int64)))
     assert np.exp(losses[1] - losses[0]) - 1 < limit
 
@@ -109,8 +109,8 @@ def test_both_graphs_agree_and_steps_agree_with_prefill(precision, tmp_path):
     ids = np.load(TINY_PYTHON / "reference.npz")["inputs"][0, :300]
     neo_tf.export_onnx(TINY_PYTHON, tmp_path / "onnx", precision)
     session, portable = Session(tmp_path / "onnx"), PortableSession(tmp_path / "onnx")
-    whole = session.prefill(0, ids, 0, keep=0)
-    np.testing.assert_allclose(portable.prefill(0, ids, 0, keep=0), whole, atol=1e-3)
+    whole = session.prefill(0, ids, 0, logits_of="all")
+    np.testing.assert_allclose(portable.prefill(0, ids, 0, logits_of="all"), whole, atol=1e-3)
 
     steps = [session.prefill(0, ids[:1], 0)[0]]
     steps += [session.decode(0, ids[at : at + 1], [at])[0].copy() for at in range(1, len(ids))]
@@ -146,14 +146,14 @@ def test_prompts_in_int8_are_the_same_in_any_company_and_any_chunks(tmp_path):
     ids = np.load(TINY_PYTHON / "reference.npz")["inputs"][0, :400]
     whole = session.prefill(0, ids, 0)[0].copy()
     for start, end in ((0, 1), (1, 150), (150, 399)):
-        assert session.prefill(1, ids[start:end], start, keep=None) is None
+        assert session.prefill(1, ids[start:end], start, logits_of=0).shape == (0, session.config.n_vocab)
     np.testing.assert_allclose(session.prefill(1, ids[399:], 399)[0], whole, atol=1e-4)
     # A loud token in the same chunk: what came before it is as it was.
     exact = Session(tmp_path / "onnx")
-    session.prefill(0, ids[:100], 0, keep=None)
+    session.prefill(0, ids[:100], 0, logits_of=0)
     quiet = session.prefill(0, ids[100:101], 100)[0].copy()
     for other in (0, 1, 2047):
-        exact.prefill(0, [*ids[:100], other], 0, keep=None)
+        exact.prefill(0, [*ids[:100], other], 0, logits_of=0)
         np.testing.assert_allclose(exact.prefill(0, ids[100:101], 100)[0], quiet, atol=1e-4)
 
 
@@ -168,7 +168,7 @@ def test_rows_of_zeros_stay_zero_in_int8(tmp_path):
     assert len(zero) == 2
     neo_tf.export_onnx(replace(checkpoint, tensors=checkpoint.tensors | zero), tmp_path / "onnx", "int8")
     session = Session(tmp_path / "onnx")
-    session.prefill(0, [1, 2, 3], 0, keep=None)
+    session.prefill(0, [1, 2, 3], 0, logits_of=0)
     assert all(np.isfinite(rows).all() for rows in session.cache.rows_of(0, 0, 3, 3))
 
 
