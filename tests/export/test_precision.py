@@ -14,7 +14,7 @@ from neo_tf.cli.info import describe
 from neo_tf.errors import CheckpointError, RequestError
 from neo_tf.evaluation.deviation import LIMITS
 from neo_tf.evaluation.portable_session import PortableSession
-from neo_tf.export.precision import block_size, cast, precision_for
+from neo_tf.export.precision import cast, precision_for
 from neo_tf.export.quantise import quantise, quantise_columns
 from neo_tf.runtime.device.session import Session
 
@@ -30,7 +30,7 @@ def restore(packed, scales, bits):
 def test_8_bits_are_the_nearest_of_255_steps(inputs):
     weight = np.random.default_rng(0).standard_normal((50, inputs)).astype(np.float32)
     weight[7] = 0
-    block = block_size(inputs, 8)
+    block = precision_for("int8").block_size(inputs, 8)
     packed, scales = quantise(weight, 8, block)
     assert packed.shape == (50, -(-inputs // block), block) and scales.shape == packed.shape[:2]
     error = np.abs(restore(packed, scales, 8)[:, :inputs] - weight)
