@@ -13,7 +13,7 @@ def genai_config(config, standard):
     """What onnxruntime-genai reads; it knows no `gpt_neo`, and a plain `decoder` is what the graph is."""
     # It must have an id that ends a text. Where a model has none: the last one, which a padded vocabulary never gives.
     eos = config.eos_token_id if config.eos_token_id is not None else config.n_vocab - 1
-    padded = config.pad_token_id is not None and config.pad_token_id < config.n_vocab
+    pad = config.pad_token_id_in_vocab
     return {
         "model": {
             "type": "decoder",
@@ -21,7 +21,7 @@ def genai_config(config, standard):
             "context_length": config.n_ctx,
             "bos_token_id": eos,
             "eos_token_id": eos,
-            "pad_token_id": config.pad_token_id if padded else eos,
+            "pad_token_id": eos if pad is None else pad,
             "decoder": {
                 "session_options": {"provider_options": []},
                 "filename": f"{MODEL}.onnx",

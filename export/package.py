@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from neo_tf.atomic import new_folder
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
-from neo_tf.checkpoints.huggingface import CONFIG_FILE, write_tokenizer
+from neo_tf.checkpoints.huggingface import write_tokenizer
 from neo_tf.errors import RequestError
+from neo_tf.file_names import CONFIG_FILE
 from neo_tf.onnx_folder import DATA_FILE, DECODER, MODEL, OPS, PREFILL, graph_files
 
 from .builder import WeightFile
@@ -42,7 +43,7 @@ def export_onnx(
             standard, for other runtimes; for target cpu.
         calibrate: a text; int8 and int4 are then rounded so that the layers' outputs on it change least.
         n_vocab, force: see neo_tf.convert.
-        progress: called as progress(name, bytes) after each tensor; the bytes add up to the checkpoint's.
+        progress: called as progress(bytes, name) after each tensor; the bytes add up to the checkpoint's.
         opening: tokenizer, config, revision, moe_policy: see open_checkpoint.
 
     Returns:
@@ -105,7 +106,7 @@ def _precisions(names, target, ops):
 
 def _shares(progress, scale):
     """progress in parts of the source's bytes, which is what a caller knows beforehand."""
-    return (lambda name, size: progress(name, size * scale)) if progress else (lambda name, size: None)
+    return (lambda name, size: progress(size * scale, name)) if progress else (lambda name, size: None)
 
 
 def _write_configs(checkpoint, folder, precisions):

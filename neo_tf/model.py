@@ -229,7 +229,7 @@ class GPTNeo(_Scoped, keras.Model):
         Args:
             path: a folder, the original's `model.ckpt-N` prefix, or an opened Checkpoint.
             dtype: as for GPTNeo.
-            progress: called as progress(name, bytes) after each tensor.
+            progress: called as progress(bytes, name) after each tensor; see neo_tf.progress.Progress.
 
         Raises:
             CheckpointError, ConfigError: see neo_tf.checkpoints.open_checkpoint.
@@ -242,5 +242,5 @@ class GPTNeo(_Scoped, keras.Model):
             tensor = checkpoint.read(name)
             weight.assign(tensor.astype(weight.dtype, copy=False))
             if progress:
-                progress(name, tensor.nbytes)
+                progress(tensor.nbytes, name)
         return model

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from neo_tf.config import GPTNeoConfig, read_json
+from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import ConfigError, RequestError
+from neo_tf.file_names import CONFIG_FILE
+from neo_tf.json_files import read_json
 
 FORMAT = 2  # changes with what the runtime asks of the graphs
-CONFIG_FILE = "config.json"
 DATA_FILE = "model.onnx_data"  # the weights of all graphs
 MODEL, DECODER, PREFILL = "model", "decoder", "prefill"  # for everyone; for our runtime; for its prompts
 DECODER_FILE = f"{DECODER}.onnx"

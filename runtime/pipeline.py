@@ -6,11 +6,12 @@ import operator
 import numpy as np
 
 from neo_tf.errors import RequestError
+from neo_tf.file_names import TOKENIZER_FILE
 
 from .arguments import GenerateArguments
 from .device.session import Session
 from .engine.engine import Engine
-from .tokenizer import TOKENIZER_FILE, Tokenizer
+from .tokenizer import Tokenizer
 
 TASK = "text-generation"
 

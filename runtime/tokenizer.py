@@ -3,9 +3,7 @@
 from pathlib import Path
 
 from neo_tf.errors import CheckpointError, RequestError
-
-TOKENIZER_FILE = "tokenizer.json"
-
+from neo_tf.file_names import TOKENIZER_FILE
 
 _OPEN = "\ufffd"  # what bytes of an unfinished character decode to
 

@@ -17,10 +17,10 @@ console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 @contextlib.contextmanager
 def byte_progress(what, total):
-    """Yields progress(name, bytes) that moves a bar of `total` bytes."""
+    """Yields progress(bytes, name) that moves a bar of `total` bytes."""
     with _bar(DownloadColumn(), SpeedColumn()) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda name, size: bar.advance(task, size)
+        yield lambda size, name="": bar.advance(task, size)
 
 
 def export_progress(size):

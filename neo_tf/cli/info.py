@@ -8,7 +8,8 @@ import numpy as np
 import typer
 
 from neo_tf.cli.console import results, summary_table
-from neo_tf.config_values import OPTIONS
+from neo_tf.config_values import ORIGINAL_ONLY_KEYS
+from neo_tf.file_names import TOKENIZER_FILE
 from neo_tf.onnx_folder import DATA_FILE, DECODER_FILE, is_standard, read_config, read_precisions
 from neo_tf.sizes import readable_bytes
 from neo_tf.variables import count_parameters
@@ -34,7 +35,7 @@ def describe(path):
     standard = is_standard(folder)
     if standard or (folder / DECODER_FILE).is_file():
         config = read_config(folder)
-        text = _text_of(folder / "tokenizer.json")
+        text = _text_of(folder / TOKENIZER_FILE)
         weights = (folder / DATA_FILE).stat().st_size
         precisions, target = read_precisions(folder)
         cache = "fp32" if target == "cpu" else "bf16" if precisions[0] == "bf16" else "fp16"
@@ -73,7 +74,7 @@ def _model(config, precision, nbytes, cache="fp32"):
 
 def _options(config):
     """The original's options that are on, by their keys."""
-    on = {key: getattr(config, key) for key in (*OPTIONS, "untied_lm_head") if key != "moe_params"}
+    on = {key: getattr(config, key) for key in (*ORIGINAL_ONLY_KEYS, "untied_lm_head") if key != "moe_params"}
     told = [key if value is True else f"{key} {value}" for key, value in on.items() if value]
     if config.moe_layers:
         told.append(f"{config.moe_params['moe_num_experts']} experts")

@@ -193,7 +193,7 @@ def test_progress_adds_up_to_the_source(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(neo_tf.export.calibrate, "_MEMORY", 10**7)
     for precisions in ("int4", ["int8", "int4"]):
         seen = []
-        progress = lambda name, size: seen.append(size)  # noqa: E731, B023
+        progress = lambda size, name: seen.append(size)  # noqa: E731, B023
         neo_tf.export_onnx(demo, tmp_path / "onnx", precisions, calibrate=PART, progress=progress, force=True)
         assert sum(seen) == pytest.approx(demo.nbytes)
         assert max(seen) < demo.nbytes / 5

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import TINY_PYTHON
 
-from neo_tf.checkpoints import save as convert
+from neo_tf.checkpoints import convert
 from neo_tf.errors import CheckpointError
 from neo_tf.hub import needed_files
 
