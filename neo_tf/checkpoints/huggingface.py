@@ -137,7 +137,7 @@ def write_huggingface(checkpoint: Checkpoint, folder: Path, progress: Progress) 
     if len(shards) == 1:
         write_safetensors(shards[0], folder / WEIGHTS_FILE, report)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, tensors in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(tensors, folder / file, report)

@@ -61,7 +61,7 @@ def write_safetensors(tensors: Mapping[str, LazyTensor], file: Path, progress: P
         out.write(text)
         for name, tensor in tensors.items():
             value = tensor.read()
-            out.write(memoryview(value.reshape(-1).view(np.uint8)))
+            out.write(value.reshape(-1).view(np.uint8).data)
             progress(value.nbytes, name)
             del value
 

@@ -45,9 +45,10 @@ def find_tokenizer(
         if found is None:
             raise CheckpointError(f"{explicit}: holds no tokenizer.json, and no vocab.json with merges.txt")
         return _checked(found, explicit, n_vocab)
-    found = _beside(Path(folder), datasets) if folder is not None else None
-    if found is not None:
-        return _checked(found, folder)
+    if folder is not None:
+        found = _beside(Path(folder), datasets)
+        if found is not None:
+            return _checked(found, folder)
     return gpt2_tokenizer() if n_vocab >= GPT2_VOCAB_SIZE else None
 
 
@@ -118,7 +119,8 @@ def _byte_level_bpe(
     """Builds GPT-2's kind of tokenizer from the contents of vocab.json and merges.txt."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    pairs = [tuple(line.split(" ")) for line in merges.splitlines() if line and not line.startswith("#version")]
+    lines = [line for line in merges.splitlines() if line and not line.startswith("#version")]
+    pairs = [(first, second) for first, second in (line.split(" ") for line in lines)]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -156,8 +158,10 @@ def _beside(folder: Path, datasets: Any = ()) -> str | None:
 def _added(folder: Path) -> list[str]:
     """Tokens that were added to the vocabulary later, in the order of their ids."""
     path = folder / ADDED_TOKENS_FILE
-    ids = read_json(path) if path.is_file() else {}
-    return sorted(ids, key=ids.get)
+    if not path.is_file():
+        return []
+    ids: dict[str, int] = read_json(path)
+    return sorted(ids, key=lambda token: ids[token])
 
 
 def _read(path: Path) -> str:
