@@ -61,7 +61,7 @@ setup(
             "pytest>=9",
             "hypothesis>=6.100",
             "torch==2.13.0",
-            "transformers>=5.20",
+            "transformers>=5.24",
             "ruff==0.17.5",
         ],
     },

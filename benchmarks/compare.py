@@ -26,7 +26,7 @@ from neo_tf.cli.console import count_progress, results, summary_table
 from neo_tf.errors import NeoTFError
 from neo_tf.evaluation.machine import describe_machine, memory_bandwidth, peak_memory
 from neo_tf.evaluation.traffic import bytes_per_token
-from neo_tf.onnx_folder import DECODER, graph_path
+from neo_tf.onnx_folder import DECODER, OnnxFolder
 from neo_tf.runtime.device.machine import physical_cores
 from neo_tf.sizes import readable_bytes
 
@@ -262,7 +262,7 @@ def _figures(system, ours, speed):
     figures["seconds"] = {name: statistics.median(times) for name, times in system.times.items()}
     figures["samples"] = system.times
     if system in ours:
-        read = bytes_per_token(graph_path(system.folder, system.precision, DECODER))
+        read = bytes_per_token(OnnxFolder.read(system.folder).graph_path(system.precision, DECODER))
         figures["bytes_per_token"] = read
         if "decode" in system.times:  # the prompt's time is in it
             figures["share_of_floor"] = read / speed / (figures["seconds"]["decode"] / TASKS["decode"].count)

@@ -18,7 +18,7 @@ from neo_tf.cli.console import count_progress, results, summary_table
 from neo_tf.errors import NeoTFError
 from neo_tf.evaluation.machine import describe_machine, peak_memory
 from neo_tf.evaluation.serving import ServingSettings, Task, describe_workload, make_workload, medians, summary
-from neo_tf.onnx_folder import read_config
+from neo_tf.onnx_folder import OnnxFolder
 from neo_tf.runtime.device.machine import physical_cores
 from neo_tf.sizes import readable_bytes
 
@@ -49,7 +49,7 @@ def parse():
 
 def compare(options):
     """Runs all systems in turn and returns the figures, for JSON."""
-    systems, config = [*options.ours, *options.peer], read_config(options.ours[0].folder)
+    systems, config = [*options.ours, *options.peer], OnnxFolder.read(options.ours[0].folder).config
     asked = {"requests": options.requests, "slots": options.slots, "rounds": options.rounds}
     settings = ServingSettings.within(config.n_ctx, **asked)
     workload = make_workload(settings.requests, config)

@@ -50,9 +50,9 @@ def measure(session, new_tokens, rounds, num_tokens, progress=None):
             for lookup in (None, num_tokens):
                 request = Request(prompt, new_tokens, sampling=sampling, prompt_lookup_num_tokens=lookup)
                 began = time.perf_counter()
-                engine.generate([request])
+                (generation,) = engine.generate([request])
                 seconds.append(time.perf_counter() - began)
-                tokens.append(request.tokens)
+                tokens.append(generation.tokens)
             assert tokens[0] == tokens[1], f"{name}: other tokens with prompt lookup"
             found.setdefault(name, []).append(tuple(seconds))
             if progress:

@@ -75,11 +75,11 @@ def soak(folder, count, seed=0, slots=8, report=print):
         running, made = set(), 0
         while made < count or running:
             while made < count and len(running) < 3 * slots:
-                request = random_request(rng, engine.config)
-                running.add(service.submit(request))
+                submission = service.submit(random_request(rng, engine.config))
+                running.add(submission)
                 made += 1
                 if rng.random() < 0.1:
-                    service.cancel(request)
+                    submission.cancel()
             done, running = wait(running, _PATIENCE, FIRST_COMPLETED)
             if not done:
                 raise TimeoutError(f"{len(running)} requests are stuck")
@@ -89,7 +89,7 @@ def soak(folder, count, seed=0, slots=8, report=print):
                 if found["ended"] % WARM == 0:
                     found["resident"].append((found["ended"], resident_bytes()))
                     report(f"{found['ended']} requests: {found['resident'][-1][1] / 1e6:.1f} MB resident")
-    found["free_slots"] = engine.free_slots
+    found["free_slots"] = engine.slots.free
     return found
 
 

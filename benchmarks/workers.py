@@ -44,8 +44,8 @@ class NeoTF:
         start, times = time.perf_counter(), []
         clock = (lambda token: times.append(time.perf_counter() - start)) if first else None
         requests = [self.request(prompt, max_new_tokens=count, on_token=clock) for prompt in prompts]
-        self._load(1 if len(requests) == 1 else self._batch).generate(requests)
-        return [request.tokens for request in requests], times[0] if times else None
+        generations = self._load(1 if len(requests) == 1 else self._batch).generate(requests)
+        return [generation.tokens for generation in generations], times[0] if times else None
 
     def serve(self, prompts, counts):
         """Greedy continuations of prompts of any lengths, all submitted at once.

@@ -27,6 +27,7 @@ _HOMES = {
     "Engine": "neo_tf.runtime.engine.engine",
     "Service": "neo_tf.runtime.engine.service",
     "Request": "neo_tf.runtime.engine.request",
+    "Generation": "neo_tf.runtime.engine.generation",
     "SamplingOptions": "neo_tf.runtime.sampling.options",
     "BeamOptions": "neo_tf.runtime.sampling.beams",
     "Tokenizer": "neo_tf.runtime.tokenizer",

@@ -8,7 +8,7 @@ from pathlib import Path
 import neo_tf
 from neo_tf.errors import CheckpointError, OutputError
 from neo_tf.hub import download, is_hub_id
-from neo_tf.onnx_folder import DECODER_FILE, FORMAT, is_standard
+from neo_tf.onnx_folder import DECODER_FILE, FORMAT, OnnxFolder
 
 
 def resolve_model(model, tokenizer=None, revision=None, progress=None, moe_policy=None, precision=None):
@@ -30,7 +30,7 @@ def resolve_model(model, tokenizer=None, revision=None, progress=None, moe_polic
     path = Path(model)
     if (path / DECODER_FILE).is_file():
         return path
-    if is_standard(path):
+    if OnnxFolder.find(path):  # without decoder.onnx
         raise CheckpointError(
             f"{path}: exported with --ops standard, for other runtimes; export it without that to generate here"
         )

@@ -1,5 +1,9 @@
-"""What lies in an ONNX folder: the contract between export and runtime."""
+"""An ONNX folder's files and config: the contract between export and runtime."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from neo_tf.config import GPTNeoConfig
@@ -7,64 +11,128 @@ from neo_tf.errors import ConfigError, RequestError
 from neo_tf.file_names import CONFIG_FILE
 from neo_tf.json_files import read_json
 
-FORMAT = 2  # changes with what the runtime asks of the graphs
+FORMAT = 2  # changes whenever the runtime needs other graphs than before
 DATA_FILE = "model.onnx_data"  # the weights of all graphs
-MODEL, DECODER, PREFILL = "model", "decoder", "prefill"  # for everyone; for our runtime; for its prompts
+# The kinds of graph: one for every runtime, one for our runtime, and one that runs our runtime's prompts.
+MODEL, DECODER, PREFILL = "model", "decoder", "prefill"
 DECODER_FILE = f"{DECODER}.onnx"
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
-OPS = ("fused", "standard")  # ONNX Runtime's own operators too, or those of the ONNX standard alone
+TARGETS = ("cpu", "cuda")
+# The targets that run a precision fast; the first one is its default. On CPUs fp16 and bf16 gain nothing; on CUDA,
+# attention has no fp32 kernel.
+PRECISION_TARGETS = {
+    "fp32": ("cpu",),
+    "fp16": ("cuda",),
+    "bf16": ("cuda",),
+    "int8": ("cpu", "cuda"),
+    "int4": ("cpu", "cuda"),
+}
+PRECISIONS = tuple(PRECISION_TARGETS)
+OPS = ("fused", "standard")  # with ONNX Runtime's own operators, or with the ONNX standard's alone
 
 
-def graph_files(precisions, kinds=(MODEL, DECODER, PREFILL)):
-    """{(precision, kind): file name}; the first precision is the folder's own, others are named: model_int8.onnx."""
-    return {
-        (precision, kind): f"{kind}_{precision}.onnx" if number else f"{kind}.onnx"
-        for number, precision in enumerate(precisions)
-        for kind in kinds
-    }
+def graph_files(
+    precisions: Iterable[str], kinds: Iterable[str] = (MODEL, DECODER, PREFILL)
+) -> dict[tuple[str, str], str]:
+    """The file names of a folder's graphs, as {(precision, kind): file name}.
 
-
-def graph_path(folder, precision, kind):
-    """Path of the graph of a kind in one of a folder's precisions; prefill's need not be there."""
-    return Path(folder) / graph_files(read_precisions(folder)[0])[precision, kind]
-
-
-def read_config(folder):
-    """The GPTNeoConfig of a folder. Raises ConfigError as GPTNeoConfig.from_file does."""
-    return GPTNeoConfig.from_file(Path(folder) / CONFIG_FILE)
-
-
-def read_precisions(folder):
-    """(names of a folder's precisions, the target that it was exported for).
-
-    Raises:
-        ConfigError: config.json cannot be read, or says something else there.
+    The graphs of the first precision are named after their kind alone, those of the others like model_int8.onnx.
     """
-    path = Path(folder) / CONFIG_FILE
-    params = read_json(path)
-    precisions, target = params.get("precisions", ["fp32"]), params.get("target", "cpu")
-    if not isinstance(precisions, list) or not precisions or not set(map(str, precisions)) <= set(PRECISIONS):
-        raise ConfigError(f"{path}: precisions must be a list of {', '.join(PRECISIONS)}, not {precisions!r}")
-    if target not in ("cpu", "cuda"):
-        raise ConfigError(f"{path}: target must be cpu or cuda, not {target!r}")
-    return precisions, target
+    kinds = tuple(kinds)
+    files = {}
+    for number, precision in enumerate(precisions):
+        suffix = "" if number == 0 else f"_{precision}"
+        for kind in kinds:
+            files[precision, kind] = f"{kind}{suffix}.onnx"
+    return files
 
 
-def find_precision(folder, precision=None):
-    """(precision, target) of a folder: its own, or the one that was asked for.
+@dataclass(frozen=True)
+class OnnxFolder:
+    """A folder that export_onnx wrote. Its config.json is read once, and this value is passed on.
 
-    Raises:
-        RequestError: the folder has no such precision.
+    Args:
+        path: The folder.
+        config: The model's config.
+        precisions: The names of the precisions that the folder holds; the first one is its default.
+        target: The device that the folder was exported for: "cpu" or "cuda".
+        ops: The operators of its graphs: "fused", or "standard" for other runtimes (model.onnx alone).
     """
-    there, target = read_precisions(folder)
-    if precision is not None and precision not in there:
-        raise RequestError(f"{folder}: exported in {' and '.join(there)}, not in {precision}")
-    return precision or there[0], target
 
+    path: Path
+    config: GPTNeoConfig
+    precisions: tuple[str, ...] = ("fp32",)
+    target: str = "cpu"
+    ops: str = "fused"
 
-def is_standard(folder):
-    """Whether a folder was exported in operators of the ONNX standard: model.onnx alone, for other runtimes."""
-    folder = Path(folder)
-    if not (folder / f"{MODEL}.onnx").is_file() or not (folder / CONFIG_FILE).is_file():
-        return False
-    return read_json(folder / CONFIG_FILE).get("ops") == "standard"
+    @classmethod
+    def read(cls, folder: OnnxFolder | Path | str) -> OnnxFolder:
+        """Reads a folder's config.json. An OnnxFolder is returned unchanged.
+
+        Raises:
+            ConfigError: config.json cannot be read or used.
+        """
+        if isinstance(folder, OnnxFolder):
+            return folder
+        folder = Path(folder)
+        return cls._from_params(folder, read_json(folder / CONFIG_FILE))
+
+    @classmethod
+    def find(cls, path: Path | str) -> OnnxFolder | None:
+        """Reads the ONNX folder at a path; returns None where something else is there, or nothing.
+
+        Raises:
+            ConfigError: see read.
+        """
+        folder = Path(path)
+        if (folder / DECODER_FILE).is_file():
+            return cls.read(folder)
+        if not (folder / f"{MODEL}.onnx").is_file() or not (folder / CONFIG_FILE).is_file():
+            return None
+        params = read_json(folder / CONFIG_FILE)  # a model.onnx of someone else lies beside another config.json
+        is_ours = isinstance(params, dict) and params.get("ops") == "standard"
+        return cls._from_params(folder, params) if is_ours else None
+
+    @classmethod
+    def _from_params(cls, folder: Path, params: dict) -> OnnxFolder:
+        path = folder / CONFIG_FILE
+        try:
+            config = GPTNeoConfig.from_dict(params)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        precisions = params.get("precisions", ["fp32"])
+        if not isinstance(precisions, list) or not precisions or not set(map(str, precisions)) <= set(PRECISIONS):
+            raise ConfigError(f"{path}: precisions must be a list of {', '.join(PRECISIONS)}, not {precisions!r}")
+        target = params.get("target", "cpu")
+        if target not in TARGETS:
+            raise ConfigError(f"{path}: target must be {' or '.join(TARGETS)}, not {target!r}")
+        ops = "standard" if params.get("ops") == "standard" else "fused"
+        return cls(folder, config, tuple(precisions), target, ops)
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether its operators are the ONNX standard's alone: a folder for other runtimes, without decoder.onnx."""
+        return self.ops == "standard"
+
+    @property
+    def data_path(self) -> Path:
+        """The file that holds the weights of all its graphs."""
+        return self.path / DATA_FILE
+
+    def find_precision(self, name: str | None = None) -> str:
+        """The precision of a name; the folder's first one where it is None.
+
+        Raises:
+            RequestError: the folder does not hold this precision.
+        """
+        if name is not None and name not in self.precisions:
+            raise RequestError(f"{self.path}: exported in {' and '.join(self.precisions)}, not in {name}")
+        return name or self.precisions[0]
+
+    def graph_path(self, precision: str, kind: str) -> Path:
+        """The path of a graph; a folder need not have one of every kind.
+
+        Args:
+            precision: One of the folder's precisions.
+            kind: MODEL, DECODER or PREFILL.
+        """
+        return self.path / graph_files(self.precisions)[precision, kind]

@@ -1,7 +1,10 @@
-"""The Hugging Face-shaped front: pipeline("text-generation", model=…), as the model cards call it."""
+"""A text generator over an ONNX folder, called as transformers' text-generation pipeline is."""
 
-import itertools
+import dataclasses
 import operator
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,72 +14,102 @@ from neo_tf.file_names import TOKENIZER_FILE
 from .arguments import GenerateArguments
 from .device.session import Session
 from .engine.engine import Engine
+from .engine.generation import Generation
+from .engine.request import Request
+from .sampling.beams import Hypothesis
 from .tokenizer import Tokenizer
 
 TASK = "text-generation"
+Prompt = str | Sequence[int]  # a text, or its token ids
 
 
 class TextGenerationPipeline:
-    """Continues texts; see pipeline. Call it with a prompt or a list of them."""
+    """Continues texts. Call it with a prompt or a list of prompts.
+
+    Args:
+        folder: An ONNX folder that export_onnx wrote.
+        tokenizer: A tokenizer.json, or a folder that holds one; the ONNX folder's own where None.
+        device: See Session.
+        batch_size: The number of sequences that are decoded together.
+        threads: See Session.
+        precision: See Session.
+        cache_bytes, prefix_cache_bytes: See Engine.
+
+    Raises:
+        NeoTFError: See Session, Engine and Tokenizer.
+    """
 
     task = TASK
 
-    def __init__(self, folder, tokenizer=None, device=None, batch_size=8, threads=None, precision=None, **memory):
+    def __init__(
+        self,
+        folder: Path | str,
+        tokenizer: Path | str | None = None,
+        device: str | int | None = None,
+        batch_size: int = 8,
+        threads: int | None = None,
+        precision: str | None = None,
+        *,
+        cache_bytes: int | None = None,
+        prefix_cache_bytes: int | None = None,
+    ) -> None:
         self.session = Session(folder, slots=batch_size, device=device, threads=threads, precision=precision)
         self.config = self.session.config
-        self.engine = Engine(self.session, **memory)
-        where = tokenizer or folder
-        self.tokenizer = Tokenizer(where) if tokenizer or (folder / TOKENIZER_FILE).is_file() else None
+        self.engine = Engine(self.session, cache_bytes, prefix_cache_bytes)
+        self.tokenizer: Tokenizer | None = None
+        if tokenizer or (Path(folder) / TOKENIZER_FILE).is_file():
+            self.tokenizer = Tokenizer(tokenizer or folder)
 
-    def __call__(self, text_inputs, **arguments):
+    def __call__(
+        self, text_inputs: Prompt | Sequence[Prompt], **arguments: Any
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Continues one prompt, or several together.
 
         Args:
-            text_inputs: a text, token ids (a list of int), or a list of either.
-            arguments: transformers' own, and some more: see GenerateArguments.
+            text_inputs: A text, token ids (a list of int), or a list of either.
+            arguments: transformers' own, and some more; docs/generation.md lists them.
 
         Returns:
-            [{"generated_text": str}, ...], or a list of those for a list of prompts.
+            For one prompt [{"generated_text": str}, ...] with one dict for each sequence; for a list of prompts a list
+            of such lists.
 
         Raises:
-            RequestError: a prompt or an argument that cannot be served.
+            RequestError: A prompt or an argument that cannot be served.
         """
         many = _is_many(text_inputs)
         texts = list(text_inputs) if many else [text_inputs]
         options = GenerateArguments.parse(arguments)
         if options.streamer and (len(texts) > 1 or options.num_return_sequences > 1):
             raise RequestError("streamer takes one prompt and one sequence")
-        count = options.requests_of_each
-        requests = [request for text in texts for request in self.requests(text, options)]
+        requests = [self.requests(text, options) for text in texts]
         if options.streamer:
-            end = _stream(requests[0], options.streamer)
-        self.engine.generate(requests)
-        if options.streamer:
-            end()
-        texts = [text for text in texts for _ in range(count)]
+            requests = [[_streaming(requests[0][0], options.streamer)]]
+        generations = iter(self.engine.generate([request for own in requests for request in own]))
+        if hasattr(options.streamer, "put"):
+            options.streamer.end()
         results = [
-            [self.result(text, request.prompt, found, options) for found in request.hypotheses or [request]]
-            for text, request in zip(texts, requests, strict=True)
+            [result for _ in own for result in self.results(text, next(generations), options)]
+            for text, own in zip(texts, requests, strict=True)
         ]
-        groups = [[*itertools.chain(*results[start : start + count])] for start in range(0, len(results), count)]
-        return groups if many else groups[0]
+        return results if many else results[0]
 
-    def requests(self, text, options):
+    def requests(self, text: Prompt, options: GenerateArguments) -> list[Request]:
         """The Requests that continue one prompt: one for each sequence, or one with beams.
 
         Args:
-            text: a text, or token ids.
-            options: a GenerateArguments.
+            text: A text, or token ids.
+            options: The arguments of the call.
 
         Raises:
-            RequestError: it cannot be served.
+            RequestError: It cannot be served.
         """
         if self.tokenizer is None and (options.needs_text or not options.return_tensors):
             raise RequestError("the model has no tokenizer to write text with: ask for return_tensors=True alone")
-        prompt, count = self._encode(text, options), options.requests_of_each
+        prompt = self._encode(text, options)
+        count = options.requests_of_each
         return [options.request(prompt, number, self.config, self.tokenizer) for number in range(count)]
 
-    def _encode(self, prompt, options):
+    def _encode(self, prompt: Prompt, options: GenerateArguments) -> list[int]:
         if not isinstance(prompt, str):
             if options.prefix:
                 raise RequestError("prefix is a text: it goes before prompts that are texts, not token ids")
@@ -90,15 +123,23 @@ class TextGenerationPipeline:
             ids = self.tokenizer.encode((options.prefix or "") + prompt)
         return options.fit(ids, self.config.n_ctx)
 
-    def result(self, text, prompt, found, options):
-        """What came of a prompt: generated_text or generated_token_ids, and what else was asked for.
+    def results(self, text: Prompt, generation: Generation, options: GenerateArguments) -> list[dict[str, Any]]:
+        """What came of a prompt's request: one result, or with beams one for each sequence that is returned.
 
         Args:
-            text: the prompt, as it was given.
-            prompt: its token ids.
-            found: the Request, or one of its hypotheses.
-            options: a GenerateArguments.
+            text: The prompt, as it was given.
+            generation: What came of its request.
+            options: The arguments of the call.
+
+        Returns:
+            Dicts with "generated_text" or "generated_token_ids", and what else the arguments ask for.
         """
+        prompt = generation.request.prompt
+        return [self._result(text, prompt, found, options) for found in generation.hypotheses or [generation]]
+
+    def _result(
+        self, text: Prompt, prompt: Sequence[int], found: Generation | Hypothesis, options: GenerateArguments
+    ) -> dict[str, Any]:
         if options.return_tensors:
             ids = [*prompt, *found.tokens] if options.return_full_text else list(found.tokens)
             result = {"generated_token_ids": ids}
@@ -114,14 +155,12 @@ class TextGenerationPipeline:
         return result
 
 
-def _stream(request, streamer):
-    """Lets a request call a streamer, a function of text or one of transformers' kind; returns what to call at last."""
+def _streaming(request: Request, streamer: Any) -> Request:
+    """The request that calls a streamer: a function of text, or an object with transformers' put and end."""
     if not hasattr(streamer, "put"):
-        request.on_text = streamer
-        return lambda: None
+        return dataclasses.replace(request, on_text=streamer)
     streamer.put(np.array([request.prompt]))
-    request.on_token = lambda token: streamer.put(np.array([token]))
-    return streamer.end
+    return dataclasses.replace(request, on_token=lambda token: streamer.put(np.array([token])))
 
 
 def _is_many(text_inputs):

@@ -20,7 +20,7 @@ from neo_tf.cli.shared_options import (
     whole_numbers,
 )
 from neo_tf.errors import RequestError
-from neo_tf.onnx_folder import read_config
+from neo_tf.onnx_folder import OnnxFolder
 
 
 def benchmark(
@@ -74,9 +74,9 @@ def benchmark(
     with contextlib.ExitStack() as files:
         json_out, plot_out = (file and files.enter_context(new_file(file)) for file in (json_file, plot_file))
         chosen = precision and precision.value
-        folder = resolve_model(model, tokenizer, revision, export_progress, moe_policy, chosen)
+        folder = OnnxFolder.read(resolve_model(model, tokenizer, revision, export_progress, moe_policy, chosen))
         asked |= {"rounds": rounds, "device": device, "threads": threads, "precision": chosen}
-        settings = kind.within(read_config(folder).n_ctx, **asked)
+        settings = kind.within(folder.config.n_ctx, **asked)
         with count_progress("measuring", settings.work) as progress:
             figures = measure(folder, settings, progress)
         if json_out:

@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-import time
 
 from rich import box
 from rich.console import Console
@@ -38,18 +37,13 @@ def count_progress(what, total):
 
 @contextlib.contextmanager
 def token_progress(what, total, done=0):
-    """Yields progress(count, tokens), both of them so far, that moves a bar of `total` things; None is unknown.
+    """Yields a Progress that moves a bar of `total` things; None is unknown. What it is told beside is shown.
 
     Things that were done before it began count for the bar, but not for the time that is left.
     """
     with _bar(MofNCompleteColumn(), TextColumn("{task.fields[rate]}")) as bar:
-        task, started = bar.add_task(what, total=total, completed=done, rate=""), time.perf_counter()
-
-        def progress(count, tokens):
-            rate = f"{tokens / (time.perf_counter() - started):.0f} tokens/s"
-            bar.update(task, completed=done + count, rate=rate)
-
-        yield progress
+        task = bar.add_task(what, total=total, completed=done, rate="")
+        yield lambda amount, rate="": bar.update(task, advance=amount, rate=rate)
 
 
 def summary_table(*columns, header=True):

@@ -1,7 +1,6 @@
 """`neo-tf info`: what a model is."""
 
 from collections import Counter
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -10,7 +9,7 @@ import typer
 from neo_tf.cli.console import results, summary_table
 from neo_tf.config_values import ORIGINAL_ONLY_KEYS
 from neo_tf.file_names import TOKENIZER_FILE
-from neo_tf.onnx_folder import DATA_FILE, DECODER_FILE, is_standard, read_config, read_precisions
+from neo_tf.onnx_folder import OnnxFolder
 from neo_tf.sizes import readable_bytes
 from neo_tf.variables import count_parameters
 
@@ -31,16 +30,12 @@ def describe(path):
     Raises:
         CheckpointError, ConfigError: see open_checkpoint.
     """
-    folder = Path(path)
-    standard = is_standard(folder)
-    if standard or (folder / DECODER_FILE).is_file():
-        config = read_config(folder)
-        text = _text_of(folder / TOKENIZER_FILE)
-        weights = (folder / DATA_FILE).stat().st_size
-        precisions, target = read_precisions(folder)
-        cache = "fp32" if target == "cpu" else "bf16" if precisions[0] == "bf16" else "fp16"
-        model = _model(config, ", ".join(precisions), weights, cache)
-        place = "other runtimes, in standard operators" if standard else target.upper()
+    if folder := OnnxFolder.find(path):
+        text = _text_of(folder.path / TOKENIZER_FILE)
+        weights = folder.data_path.stat().st_size
+        cache = "fp32" if folder.target == "cpu" else "bf16" if folder.precisions[0] == "bf16" else "fp16"
+        model = _model(folder.config, ", ".join(folder.precisions), weights, cache)
+        place = "other runtimes, in standard operators" if folder.is_standard else folder.target.upper()
         return {"format": f"ONNX folder for {place}", **model, "tokenizer": _tokenizer(text)}
     from neo_tf.checkpoints import open_checkpoint
 

@@ -10,7 +10,7 @@ from neo_tf.cli.console import console, count_progress, results, summary_table
 from neo_tf.cli.shared_options import ConfigPath, MoePolicy, Precision, Source
 from neo_tf.cli.source import open_source, read_text
 from neo_tf.errors import NeoTFError
-from neo_tf.onnx_folder import find_precision
+from neo_tf.onnx_folder import OnnxFolder
 
 
 def verify(
@@ -33,11 +33,12 @@ def verify(
     from neo_tf.evaluation.verify import LIMITS, sequences_of, verify_work
 
     checkpoint = open_source(src, config=config, moe_policy=moe_policy)
-    precision = find_precision(onnx_dir, precision and precision.value)[0]
+    folder = OnnxFolder.read(onnx_dir)
+    precision = folder.find_precision(precision and precision.value)
     options = {"tokens": tokens, "text": text and read_text(text), "seed": seed}
-    count = sum(map(len, sequences_of(checkpoint.config, onnx_dir, **options)))
-    with count_progress("verifying", verify_work(count, onnx_dir, precision)) as progress:
-        deviations = neo_tf.verify(checkpoint, onnx_dir, precision=precision, progress=progress, **options)
+    count = sum(map(len, sequences_of(folder, **options)))
+    with count_progress("verifying", verify_work(count, folder, precision)) as progress:
+        deviations = neo_tf.verify(checkpoint, folder, precision=precision, progress=progress, **options)
     if checkpoint.config.moe_layers:
         console.print("note: compared with room for every position in its experts, as a decoder must give it")
     table = summary_table("graph", "run", "error", "at", "cosine", "top-1", *["perplexity"] * bool(text))

@@ -22,8 +22,11 @@ def main(task):
     generator = TextGenerationPipeline(Path(folder), None, device, 1, threads, precision)
     loaded = time.perf_counter()
 
+    tokens = []
+
     def first(token):
-        if len(request.tokens) == 1:
+        tokens.append(token)
+        if len(tokens) == 1:
             spans = {"load_s": loaded - started, "generate_s": time.perf_counter() - loaded}
             print(json.dumps(spans), flush=True)
 

@@ -3,14 +3,13 @@
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
 from neo_tf.errors import RequestError
 from neo_tf.evaluation.machine import describe_machine, peak_memory, versions
 from neo_tf.evaluation.speed import STEPS, TimedSession, describe_model
-from neo_tf.onnx_folder import read_config
+from neo_tf.onnx_folder import OnnxFolder
 from neo_tf.runtime.device.machine import physical_cores
 from neo_tf.runtime.device.session import Session
 from neo_tf.runtime.engine.engine import Engine
@@ -99,7 +98,7 @@ def benchmark_serving(folder, settings, progress=None):
     """Measures a folder.
 
     Args:
-        folder: an ONNX folder that export_onnx wrote.
+        folder: an ONNX folder that export_onnx wrote: its path, or an OnnxFolder.
         settings: a ServingSettings.
         progress: called as progress(1), settings.work times.
 
@@ -110,13 +109,13 @@ def benchmark_serving(folder, settings, progress=None):
     Raises:
         NeoTFError: see Session.
     """
-    folder = Path(folder)
-    workloads = [make_workload(settings.requests, read_config(folder), number) for number in range(settings.rounds)]
+    folder = OnnxFolder.read(folder)
+    workloads = [make_workload(settings.requests, folder.config, number) for number in range(settings.rounds)]
     rounds = _Rounds(folder, settings, workloads, progress or (lambda count: None))
     for number in range(settings.rounds):
         rounds.run(number)
     session, samples = rounds.session, rounds.samples
-    about = {"model": describe_model(folder, session), "machine": describe_machine(), "versions": versions()}
+    about = {"model": describe_model(session), "machine": describe_machine(), "versions": versions()}
     chosen = {"device": session.device, "threads": settings.threads or physical_cores()}
     about["settings"] = asdict(settings) | chosen | {"precision": session.precision}
     ratios = [many["tokens_per_s"] / one["tokens_per_s"] for one, many in zip(*map(samples.get, WAYS), strict=True)]
@@ -176,10 +175,9 @@ class _Rounds:
         engine, length = self._engines["together"], _PROMPTS[0]
         steps = min(STEPS, self.session.config.n_ctx - length - batch - 1)
         prompt = self._workloads[0][0].prompt[:length]
-        requests = [Request(prompt, max_new_tokens=batch + steps + 1) for _ in range(batch)]
-        for request in requests:
-            engine.submit(request)
-        while not all(request.tokens or request.error for request in requests):
+        request = Request(prompt, max_new_tokens=batch + steps + 1)
+        generations = [engine.submit(request) for _ in range(batch)]
+        while not all(generation.tokens or generation.error for generation in generations):
             engine.step()
         self.session.seconds, start = 0.0, time.perf_counter()
         for _ in range(steps):
@@ -188,9 +186,9 @@ class _Rounds:
         own = seconds - self.session.seconds / steps
         while engine.step():  # to their ends
             pass
-        for request in requests:
-            if request.error:
-                raise request.error
+        for generation in generations:
+            if generation.error:
+                raise generation.error
         self._progress(1)
         return {"ms_per_step": seconds * 1e3, "own_ms": own * 1e3, "share": own / seconds}
 

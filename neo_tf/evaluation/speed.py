@@ -8,13 +8,12 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
 from neo_tf.errors import NeoTFError, RequestError
 from neo_tf.evaluation.machine import describe_machine, memory_bandwidth, versions
-from neo_tf.onnx_folder import DATA_FILE, DECODER, graph_path
+from neo_tf.onnx_folder import DECODER, OnnxFolder
 from neo_tf.runtime.device.kv_cache import KVCache
 from neo_tf.runtime.device.machine import physical_cores
 from neo_tf.runtime.device.session import Session
@@ -102,7 +101,7 @@ def benchmark(folder, settings, progress=None):
     """Measures a folder.
 
     Args:
-        folder: an ONNX folder that export_onnx wrote.
+        folder: an ONNX folder that export_onnx wrote: its path, or an OnnxFolder.
         settings: a Settings.
         progress: called as progress(1), settings.work times.
 
@@ -113,11 +112,10 @@ def benchmark(folder, settings, progress=None):
     Raises:
         NeoTFError: see Session.
     """
-    folder = Path(folder)
-    rounds = _Rounds(folder, settings, progress or (lambda count: None))
+    rounds = _Rounds(OnnxFolder.read(folder), settings, progress or (lambda count: None))
     for _ in range(settings.rounds):
         rounds.run()
-    model = describe_model(folder, rounds.session)
+    model = describe_model(rounds.session)
     about = {"model": model, "machine": describe_machine(), "versions": versions()}
     about["settings"] = asdict(settings) | {
         "device": rounds.session.device,
@@ -164,7 +162,7 @@ class _Rounds:
         settings = self.settings
         prompt = self.tokens[: settings.prompt_tokens].tolist()
         chosen = (settings.device, settings.threads, settings.precision)
-        task = json.dumps([str(self.folder), *chosen, prompt, settings.new_tokens])
+        task = json.dumps([str(self.folder.path), *chosen, prompt, settings.new_tokens])
         # Where this process finds its modules, that one does, too: no folder of the user's comes between.
         code = f"import sys; sys.path[:] = {sys.path!r}\n" + _FRESH
         with tempfile.TemporaryFile("w+") as errors:
@@ -255,23 +253,25 @@ class TimedSession:
         return logits
 
 
-def describe_model(folder, session):
+def describe_model(session):
     """What was measured: {"folder", "precision", "parameters", "n_ctx", and sizes in bytes}."""
     from neo_tf.variables import count_parameters
+
+    folder = session.folder
 
     try:
         from neo_tf.evaluation.traffic import bytes_per_token
 
-        read = bytes_per_token(graph_path(folder, session.precision, DECODER))
+        read = bytes_per_token(folder.graph_path(session.precision, DECODER))
     except ImportError:  # a machine that decodes need not have onnx
         read = None
     cache = session.cache
     return {
-        "folder": str(folder),
+        "folder": str(folder.path),
         "precision": session.precision,
         "parameters": count_parameters(session.config),
         "n_ctx": session.config.n_ctx,
-        "weights_bytes": (folder / DATA_FILE).stat().st_size,
+        "weights_bytes": folder.data_path.stat().st_size,
         "bytes_per_token": read,
         "cache_bytes_per_sequence": KVCache.bytes_per_slot(session.config, cache.dtype, cache.device),
     }

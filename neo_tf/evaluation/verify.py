@@ -7,7 +7,7 @@ import numpy as np
 from neo_tf.cache_layout import cache_parts
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
 from neo_tf.errors import CheckpointError, ConfigError, RequestError, one_line
-from neo_tf.onnx_folder import DECODER, MODEL, PREFILL, find_precision, graph_path, is_standard, read_config
+from neo_tf.onnx_folder import DECODER, MODEL, PREFILL, OnnxFolder
 
 TOLERANCE = 1e-4  # absolute, on fp32 logits
 _PAST_WINDOW = 64  # tokens beyond the local window
@@ -117,16 +117,19 @@ def verify(src, onnx_dir, *, tokens=None, text=None, seed=0, precision=None, pro
     from neo_tf.runtime.device.session import Session
 
     checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src)
-    if find_precision(onnx_dir, precision)[0] == "bf16":
-        raise RequestError(f"{onnx_dir}: bf16 has no CPU kernels, and verify computes on the CPU: judge it on the GPU")
-    portable, session = PortableSession(onnx_dir, precision), None
+    folder = OnnxFolder.read(onnx_dir)
+    if folder.find_precision(precision) == "bf16":
+        raise RequestError(
+            f"{folder.path}: bf16 has no CPU kernels, and verify computes on the CPU: judge it on the GPU"
+        )
+    portable, session = PortableSession(folder, precision), None
     runners = {MODEL: portable}
-    if not is_standard(onnx_dir):
-        session = Session(onnx_dir, device="cpu", precision=portable.precision)
+    if not folder.is_standard:
+        session = Session(folder, device="cpu", precision=portable.precision)
         runners = {DECODER: session, MODEL: portable}
     _check_same(checkpoint, portable.config)
     config, progress = portable.config, progress or (lambda count: None)
-    sequences = sequences_of(config, onnx_dir, tokens, text, seed)
+    sequences = sequences_of(folder, tokens, text, seed)
     source = neo_tf.GPTNeo.from_checkpoint(_without_room_limits(checkpoint))
     expected = []
     for ids in sequences:
@@ -156,8 +159,9 @@ def verify(src, onnx_dir, *, tokens=None, text=None, seed=0, precision=None, pro
     return deviations
 
 
-def sequences_of(config, onnx_dir, tokens=None, text=None, seed=0):
+def sequences_of(folder, tokens=None, text=None, seed=0):
     """What verify compares on: int arrays of at most n_ctx tokens each. See verify."""
+    config = folder.config
     if text is None:
         tokens = default_tokens(config) if tokens is None else tokens
         if not 0 < tokens <= config.n_ctx:
@@ -165,7 +169,7 @@ def sequences_of(config, onnx_dir, tokens=None, text=None, seed=0):
         return [np.random.default_rng(seed).integers(0, config.n_vocab, tokens)]
     from neo_tf.runtime.tokenizer import Tokenizer
 
-    ids = np.asarray(Tokenizer(onnx_dir).encode(text)[: tokens or config.n_ctx])
+    ids = np.asarray(Tokenizer(folder.path).encode(text)[: tokens or config.n_ctx])
     if len(ids) < 2:
         raise RequestError("a text of less than two tokens has no perplexity")
     pieces = [ids[start : start + config.n_ctx] for start in range(0, len(ids), config.n_ctx)]
@@ -179,11 +183,11 @@ def default_tokens(config):
     return min(config.n_ctx, max(local, default=_PAST_WINDOW) + _PAST_WINDOW)
 
 
-def verify_work(tokens, onnx_dir, precision):
+def verify_work(tokens, folder, precision):
     """What verify's progress callback adds up to, for so many tokens in all: once the source, twice a whole graph."""
-    if is_standard(onnx_dir):
+    if folder.is_standard:
         return 3 * tokens
-    return (6 if graph_path(onnx_dir, precision, PREFILL).is_file() else 5) * tokens
+    return (6 if folder.graph_path(precision, PREFILL).is_file() else 5) * tokens
 
 
 class PortableSession:
@@ -192,11 +196,12 @@ class PortableSession:
     def __init__(self, folder, precision=None):
         import onnxruntime
 
-        self.config = read_config(folder)
+        folder = OnnxFolder.read(folder)
+        self.config = folder.config
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        self.precision, _ = find_precision(folder, precision)
-        path = graph_path(folder, self.precision, MODEL)
+        self.precision = folder.find_precision(precision)
+        path = folder.graph_path(self.precision, MODEL)
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no common base

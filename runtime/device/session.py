@@ -1,12 +1,10 @@
 """ONNX Runtime sessions over a folder's graphs: their buffers, and the two calls that the engine makes."""
 
-from pathlib import Path
-
 import numpy as np
 
 from neo_tf.cache_layout import cache_parts
 from neo_tf.errors import CheckpointError, ConfigError, NeoTFError, ProviderError, one_line
-from neo_tf.onnx_folder import DATA_FILE, DECODER, PREFILL, find_precision, graph_path, read_config
+from neo_tf.onnx_folder import DECODER, PREFILL, OnnxFolder
 
 from ..sampling.checks import check_number
 from .kv_cache import KVCache
@@ -22,7 +20,7 @@ class Session:
     """A decoder with its KV cache.
 
     Args:
-        folder: an ONNX folder that export_onnx wrote.
+        folder: an ONNX folder that export_onnx wrote: its path, or an OnnxFolder that was read before.
         slots: sequences that the cache holds at once.
         device: None (what the folder was exported for), "cpu", "cuda" or "cuda:N".
         threads: of the CPU; ONNX Runtime's choice where None.
@@ -30,6 +28,7 @@ class Session:
 
     Attributes:
         slots: as given; the cache may have one more.
+        folder: the OnnxFolder.
 
     Raises:
         CheckpointError: the folder is damaged or is none of ours.
@@ -40,26 +39,27 @@ class Session:
 
     def __init__(self, folder, slots=1, device=None, threads=None, precision=None):
         check_number("slots", slots, int, lambda value: value >= 1, "be at least 1")
-        folder, self.slots = Path(folder), slots
-        self.config = read_config(folder)
-        self.precision, target = find_precision(folder, precision)
-        self.device, self.device_id = choose(device, target)
+        self.slots = slots
+        self.folder = folder = OnnxFolder.read(folder)
+        self.config = folder.config
+        self.precision = folder.find_precision(precision)
+        self.device, self.device_id = choose(device, folder.target)
         if self.precision == "bf16" and self.device == "cpu":
-            raise ProviderError(f"{folder}: bf16 has kernels on CUDA alone")
-        path = graph_path(folder, self.precision, DECODER)
+            raise ProviderError(f"{folder.path}: bf16 has kernels on CUDA alone")
+        path = folder.graph_path(self.precision, DECODER)
         if not path.is_file():
-            raise CheckpointError(f"{folder}: an ONNX folder of neo-tf has a {path.name}, and this one has none")
+            raise CheckpointError(f"{folder.path}: an ONNX folder of neo-tf has a {path.name}, and this one has none")
         self._session = self._load(path, threads)
         wanted = {"logits": [self.config.n_vocab]}
         dtype = self._check_graph(path, self._session, {*_INPUTS, "logits_start"}, wanted)
-        prompts = graph_path(folder, self.precision, PREFILL)
+        prompts = folder.graph_path(self.precision, PREFILL)
         self._prompts = None
         if prompts.is_file() and exact_int8():
             self._prompts = self._load(prompts, threads)
             self._check_graph(prompts, self._prompts, set(_INPUTS), {})
         rows = slots + slots % 2 if self.in_pairs else slots  # a last odd slot needs a neighbour
         size = rows * KVCache.bytes_per_slot(self.config, dtype, self.device)
-        small = size < (folder / DATA_FILE).stat().st_size / 2  # beside the weights
+        small = size < folder.data_path.stat().st_size / 2  # beside the weights
         self.cache = KVCache(self.config, rows, dtype, self.device, self.device_id, large_pages=small)
         self._decoders = {}
         self._logits = np.empty((rows, 1, self.config.n_vocab), np.float32)  # of every decode step, row by row

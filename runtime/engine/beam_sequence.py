@@ -1,29 +1,41 @@
-"""A request with beams in its slots: each beam has one, and the cache follows the beams."""
+"""A request with beams in its slots: each beam has one, and the KV cache follows the beams."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..sampling.beams import BeamSearch
+from .generation import FinishReason, Generation
 from .stopping import Clock, stop_test, text_of
+
+if TYPE_CHECKING:
+    from neo_tf.config import GPTNeoConfig
+
+    from ..device.kv_cache import KVCache
 
 
 class BeamSequence:
-    """One request that runs with beams; its slots are those of the beams, in their order.
+    """A request with beams; a RunningSequence. Its slots are those of the beams, in the beams' order.
 
     Args:
-        request: a Request with beams.
-        slots: as many as it has beams; the prompt goes into the first one.
-        config: a GPTNeoConfig.
-        cache: the KVCache of the slots.
-
-    Attributes:
-        cached: tokens of each beam in the cache.
-        keys: of its prompt, for the prefix cache.
+        generation: What comes of the request.
+        slots: One slot for each beam; the prompt goes into the first one.
+        config: The model's.
+        cache: The KV cache that the slots belong to.
     """
 
-    def __init__(self, request, slots, config, cache):
-        self.request, self.slots, self.cached = request, slots, 0
-        self.keys, self.inputs = [], []
-        self._cache, self._limit, self._new = cache, request.limit(config), 0
+    def __init__(self, generation: Generation, slots: list[int], config: "GPTNeoConfig", cache: "KVCache") -> None:
+        request = generation.request
+        assert request.beams is not None
+        self.generation = generation
+        self.slots = slots
+        self.cached = 0
+        self.keys: list[bytes] = []
+        self.inputs: list[int] = []
+        self._cache = cache
+        self._limit = request.limit(config)
+        self._new = 0  # tokens so far, of each beam
         self._clock = Clock(request.max_time)
         self._search = BeamSearch(
             request.beams,
@@ -34,33 +46,37 @@ class BeamSequence:
             request.min_new_tokens,
             stop_test(request),
         )
-        # The tokens of each slot, int [slots, length]: the same beginnings need not be copied.
+        # The tokens of each slot, int [slots, length]: equal beginnings need not be copied.
         self._held = np.empty((len(slots), config.n_ctx), np.int64)
 
-    def begin(self):
-        """The request's time runs from here."""
-        self._clock.begin()
-
     @property
-    def left(self):
-        """New tokens that may still come."""
+    def left(self) -> int:
+        """The largest number of new tokens that may still come."""
         return self._limit - self._new
 
-    def guess(self, room):
-        """Beams guess nothing."""
+    def begin(self) -> None:
+        """Starts the request's time."""
+        self._clock.begin()
+
+    def see_prompt(self, past: int, logits: np.ndarray) -> None:
+        """Is never called: Request.check refuses prompt_logprobs with beams."""
+        raise NotImplementedError("beams keep no log-probabilities of their prompt")
+
+    def guess(self, room: int) -> list[int]:
+        """No tokens: nothing is guessed with beams."""
         return []
 
-    def take(self, logits, guessed=()):
+    def take(self, logits: np.ndarray, guessed: Sequence[int] = ()) -> None:
         """Goes on with the best beams: float32 [1, n_vocab] after the prompt, [beams, n_vocab] then."""
-        request, first = self.request, self._new == 0
-        found = self._search(logits, "time" if self._clock.is_over else None)
+        first = self._new == 0
+        found = self._search(logits, FinishReason.TIME if self._clock.is_over else None)
         self._new += 1
         if found is None:
             self._finish()
             return
         parents, tokens = found
         if first:
-            self._held[:, : self.cached] = request.prompt
+            self._held[:, : self.cached] = self.generation.request.prompt
             for slot in self.slots[1:]:
                 self._cache.copy(self.slots[0], slot, 0, self.cached)
         else:
@@ -68,7 +84,7 @@ class BeamSequence:
         self._held[:, self.cached] = tokens
         self.inputs = tokens.tolist()
 
-    def _follow(self, parents):
+    def _follow(self, parents: np.ndarray) -> None:
         """Lets the beams' slots hold what their parents' do: a slot stays with one of those that go on from it."""
         size, length = len(self.slots), self.cached
         places, unplaced = np.full(size, -1), []  # the old beam whose slot each new one has
@@ -89,17 +105,15 @@ class BeamSequence:
         self.slots = [self.slots[place] for place in places]
         self._held[:, :length] = self._held[places, :length]
 
-    def _finish(self):
-        request = self.request
-        request.hypotheses = self._search.hypotheses
-        for one in request.hypotheses:
-            if request.tokenizer:
-                one.text = text_of(request, one.tokens)
-        best = request.hypotheses[0]
-        request.tokens, request.text, request.finish_reason = best.tokens, best.text, best.finish_reason
+    def _finish(self) -> None:
+        request, hypotheses = self.generation.request, self._search.hypotheses
+        if request.tokenizer:
+            for hypothesis in hypotheses:
+                hypothesis.text = text_of(request, hypothesis.tokens)
+        self.generation.finish_with(hypotheses)
 
 
-def _shared(one, other):
-    """How many first tokens two sequences of one length have in common."""
+def _shared(one: np.ndarray, other: np.ndarray) -> int:
+    """How many first tokens two sequences of the same length have in common."""
     different = np.flatnonzero(one != other)
     return int(different[0]) if different.size else len(one)

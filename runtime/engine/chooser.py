@@ -1,72 +1,83 @@
-"""One request's choices: processors, sampler and log-probabilities around one row of logits."""
+"""One request's choices: logits processors, sampler and log-probabilities around one row of logits."""
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..sampling.processors import make_processors
 from ..sampling.sampler import Sampler
 from ..sampling.warpers import log_softmax
+from .generation import Generation
+
+if TYPE_CHECKING:
+    from neo_tf.config import GPTNeoConfig
 
 
 class Chooser:
-    """Chooses the tokens of one request, and keeps on it what it asked for of the logits.
+    """Chooses the tokens of one request, and keeps what the request asks for.
 
-    Call it with float32 [1, n_vocab] for each next token: it returns an int, or None where the processors leave none.
+    Call it with float32 [1, n_vocab] for each next token: it returns an int, or None where the logits processors leave
+    no token possible.
 
     Args:
-        request: a Request.
-        config: a GPTNeoConfig.
+        generation: What comes of the request.
+        config: The model's.
     """
 
-    def __init__(self, request, config):
-        self._request, length = request, len(request.prompt)
-        limit = length + request.limit(config)
+    def __init__(self, generation: Generation, config: "GPTNeoConfig") -> None:
+        request = generation.request
+        self._generation = generation
+        self._request = request
+        length, longest = len(request.prompt), request.longest(config)
         self._processors = make_processors(
-            request.sampling, length, limit, request.stop_token_ids, request.min_new_tokens
+            request.sampling, length, longest, request.stop_token_ids, request.min_new_tokens
         )
         self._sampler = Sampler(request.sampling)
         if self._processors:
-            self._history = np.empty((1, limit), np.int64)  # [1, length so far] is in use
+            self._history = np.empty((1, longest), np.int64)  # [1, length so far] is in use
             self._history[0, :length] = request.prompt
             self._known = length
 
-    def __call__(self, logits):
+    def __call__(self, logits: np.ndarray) -> int | None:
         """The next token."""
-        request = self._request
+        request, generation = self._request, self._generation
         scores = self._process(logits) if self._processors else logits
         if self._processors and scores.max() == -np.inf:
             return None
         tokens, drawn_by, ids = self._sampler(scores)
         token = int(tokens[0])
         if request.logprobs is not None:
-            chosen, top = log_probabilities(logits[0], token, request.logprobs)
-            request.token_logprobs.append(chosen)
-            request.top_logprobs.append(top)
+            generation.add_logprob(*log_probabilities(logits[0], token, request.logprobs))
         if request.output_logits:
-            request.logits.append(logits[0].copy())
+            generation.add_logits(logits[0].copy())
         if request.output_scores:
-            request.scores.append(self._whole(drawn_by, ids, logits.shape[1]))
+            generation.add_scores(self._whole(drawn_by, ids, logits.shape[1]))
         return token
 
-    def see_prompt(self, past, logits):
-        """Keeps the log-probabilities of the prompt's tokens after position past: float32 [n, n_vocab] of it and on."""
-        request = self._request
-        for token, row in zip(request.prompt[past + 1 : past + 1 + len(logits)], logits, strict=False):
-            chosen, top = log_probabilities(row, int(token), request.prompt_logprobs)
-            request.prompt_token_logprobs.append(chosen)
-            request.prompt_top_logprobs.append(top)
+    def see_prompt(self, past: int, logits: np.ndarray) -> None:
+        """Keeps the log-probabilities of the prompt's tokens that follow some of its positions.
 
-    def _process(self, logits):
+        Args:
+            past: The first of the positions.
+            logits: float32 [n, n_vocab] after this position and the n - 1 next ones.
+        """
         request = self._request
-        new = len(request.prompt) + len(request.tokens) - self._known
+        following = request.prompt[past + 1 : past + 1 + len(logits)]
+        for token, row in zip(following, logits, strict=False):  # nothing follows the last position
+            self._generation.add_prompt_logprob(*log_probabilities(row, int(token), request.prompt_logprobs or 0))
+
+    def _process(self, logits: np.ndarray) -> np.ndarray:
+        tokens = self._generation.tokens
+        new = len(self._request.prompt) + len(tokens) - self._known
         if new:
-            self._history[0, self._known : self._known + new] = request.tokens[-new:]
+            self._history[0, self._known : self._known + new] = tokens[-new:]
             self._known += new
         scores = logits.copy()  # the logits are a buffer of the session's
         for processor in self._processors:
             scores = processor(self._history[:, : self._known], scores)
         return scores
 
-    def _whole(self, scores, ids, n_vocab):
+    def _whole(self, scores: np.ndarray, ids: np.ndarray | None, n_vocab: int) -> np.ndarray:
         """The scores of the whole vocabulary, [n_vocab]."""
         if ids is None:
             whole = scores[0].copy()
@@ -76,19 +87,21 @@ class Chooser:
         return log_softmax(whole) if self._request.sampling.renormalize_logits else whole
 
 
-def log_probabilities(logits, token, count):
-    """The log-probability of a token, and those of the `count` most likely ones, best first.
+def log_probabilities(logits: np.ndarray, token: int, count: int) -> tuple[float, dict[int, float]]:
+    """The log-probability of a token, and those of the `count` most likely tokens, best first.
 
     Args:
         logits: float32 [n_vocab].
-        token: an id.
-        count: how many.
+        token: A token id.
+        count: The number of most likely tokens.
 
     Returns:
         A float, and {token id: float}.
     """
     logs = log_softmax(logits)
-    least = logs.size - min(count, logs.size)
-    top = np.flatnonzero(logs >= np.partition(logs, least)[least]) if count else np.empty(0, int)
-    top = top[np.argsort(-logs[top], kind="stable")][:count]  # of equals the first
-    return float(logs[token]), {int(one): float(logs[one]) for one in top}
+    ids = np.empty(0, np.int64)
+    if count:
+        least = logs.size - min(count, logs.size)
+        ids = np.flatnonzero(logs >= np.partition(logs, least)[least])
+        ids = ids[np.argsort(-logs[ids], kind="stable")][:count]  # of equal ones the first
+    return float(logs[token]), {int(one): float(logs[one]) for one in ids}

@@ -2,6 +2,8 @@
 
 import contextlib
 from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,104 +12,126 @@ from neo_tf.errors import EngineError, RequestError, one_line
 from ..device.session import QUANTISED
 from ..sampling.checks import check_number
 from .beam_sequence import BeamSequence
+from .generation import FinishReason, Generation
 from .prefix_cache import PrefixCache
 from .request import Request
-from .sequence import Sequence
+from .row_ranges import row_ranges
+from .sequence import RunningSequence, SingleSequence
 from .slots import Slots
 
-__all__ = ["Engine", "Request"]
+if TYPE_CHECKING:
+    from ..device.session import Session
 
-# Tokens: so long may a prompt hold up the sequences that are running. Longer chunks are no faster.
+# Tokens that a prompt may hold up the running sequences for. Longer chunks are no faster.
 PREFILL_CHUNK = 256
 _WORTH_MOVING = 16  # steps that a sequence must still take for its slot to be changed
 
 
 class Engine:
-    """Decodes requests over the slots of one Session; the same tokens alone as in company.
+    """Decodes requests over the slots of one Session. A request gets the same tokens alone and in company.
 
     Args:
-        session: a Session.
-        cache_bytes: memory that the slots in use may take; most of what is there where None. A request waits until
-            there is room for its longest text.
-        prefix_cache_bytes: memory of the shared-prefix cache beside it; that of one context where None, 0 for none.
+        session: The session. Nobody else may use it meanwhile.
+        cache_bytes: The memory that the slots in use may take; most of the free memory where None. A request waits
+            until there is room for its longest text.
+        prefix_cache_bytes: The memory of the shared-prefix cache beside it; the memory of one context where None. 0
+            turns the shared-prefix cache off.
+
+    Attributes:
+        slots: Which slots are in use.
+        ended: The Generations that ended in the last step.
 
     Raises:
-        RequestError: sizes that are none.
+        RequestError: A number of bytes that is out of range.
 
     Example:
         >>> engine = Engine(Session("models/onnx", slots=4))
         >>> requests = [Request([464, 3290], max_new_tokens=20), Request([818, 257], max_new_tokens=5)]
-        >>> engine.generate(requests)
+        >>> [generation.tokens for generation in engine.generate(requests)]
     """
 
-    def __init__(self, session, cache_bytes=None, prefix_cache_bytes=None):
+    def __init__(
+        self, session: "Session", cache_bytes: int | None = None, prefix_cache_bytes: int | None = None
+    ) -> None:
         for name, value, least in (("cache_bytes", cache_bytes, 1), ("prefix_cache_bytes", prefix_cache_bytes, 0)):
             if value is not None:
                 check_number(name, value, int, lambda value, least=least: value >= least, f"be at least {least}")
-        self.session, self.config = session, session.config
-        self._waiting, self._prefilling, self._running = deque(), deque(), []
-        self._slots = Slots(session.cache, cache_bytes, session.slots)
+        self.session = session
+        self.config = session.config
+        self.ended: list[Generation] = []
         self.prefixes = _prefix_cache(session, prefix_cache_bytes)
+        self.slots = Slots(session.cache, cache_bytes, session.slots)
+        self._waiting: deque[Generation] = deque()
+        self._prefilling: deque[RunningSequence] = deque()
+        self._running: list[RunningSequence] = []
         self._any_cancelled = False
-        self.ended = []  # requests that ended in the last step
 
-    @property
-    def free_slots(self):
-        """How many slots nobody is in."""
-        return self._slots.free
+    def generate(self, requests: Iterable[Request]) -> list[Generation]:
+        """Runs requests to their ends. All are checked before the first one starts.
 
-    def generate(self, requests):
-        """Runs requests to their ends and returns them. All are checked before the first one starts.
+        Returns:
+            What came of each, in their order.
 
         Raises:
-            RequestError: see check.
+            RequestError: A request that cannot be served; see check.
+            Exception: What a request failed with; the others are given up.
         """
+        generations = []
         for request in requests:
             self.check(request)
+            generations.append(Generation(request))
+        ours = set(map(id, generations))
         try:
-            for request in requests:
-                self._queue(request)
-            ours, busy = {id(request) for request in requests}, True
+            for generation in generations:
+                self.enqueue(generation)
+            busy = True
             while busy:
                 busy = self.step()
-                for request in self.ended:
-                    if request.error and id(request) in ours:
-                        raise request.error
+                for generation in self.ended:
+                    if generation.error and id(generation) in ours:
+                        raise generation.error
         except BaseException:  # Ctrl-C, an error of on_token or of the session: leave nothing of these behind
-            self._abandon(requests)
+            self._abandon(generations)
             raise
-        return requests
+        return generations
 
-    def submit(self, request):
-        """Queues a request, for step to run. Raises RequestError as check does."""
+    def submit(self, request: Request) -> Generation:
+        """Queues a request, for step to run.
+
+        Returns:
+            What comes of it, as far as it has come.
+
+        Raises:
+            RequestError: It cannot be served; see check.
+        """
         self.check(request)
-        self._queue(request)
+        generation = Generation(request)
+        self.enqueue(generation)
+        return generation
 
-    def _queue(self, request):
-        if request.queued:
-            raise RequestError("the request is queued already: make a new one")
-        request.queued = True
-        self._waiting.append(request)
-        if request.cancelled:  # by now
+    def enqueue(self, generation: Generation) -> None:
+        """Queues a Generation whose request has been checked."""
+        self._waiting.append(generation)
+        if generation.cancelled:  # by now
             self._any_cancelled = True
 
-    def cancel(self, request):
-        """Ends a request before the next step, as "cancelled"; may be called from any thread, and at any time."""
-        request.cancelled = True
-        self._any_cancelled = True  # after it: a step that sees this sees that
+    def cancel(self, generation: Generation) -> None:
+        """Ends a Generation before the next step, as "cancelled". It may be called from any thread, at any time.
 
-    def check(self, request):
+        A Generation that has ended stays as it is.
+        """
+        generation.cancelled = True
+        self._any_cancelled = True  # in this order: a step that sees the second sees the first
+
+    def check(self, request: Request) -> None:
         """Raises RequestError where a request cannot be served: its prompt's ids, lengths, options, or memory."""
         if not isinstance(request, Request):
             raise RequestError(f"not a Request, but {type(request).__name__}")
         request.check(self.config)
-        self._slots.check(request.slots, self._longest(request))
+        self.slots.check(request.slots, request.longest(self.config))
 
-    def _longest(self, request):
-        return len(request.prompt) + request.limit(self.config)
-
-    def step(self):
-        """Admits what fits, prefills one chunk of one prompt, and decodes one token of every running sequence.
+    def step(self) -> bool:
+        """Admits the requests that fit, prefills one chunk of one prompt, and decodes one token of every running one.
 
         Where a run of the session fails, the requests in it end with an error, and the others go on.
 
@@ -128,103 +152,116 @@ class Engine:
 
     # ---- the queue
 
-    def _admit(self):
+    def _admit(self) -> None:
         while self._waiting:
-            request = self._waiting[0]
-            slots = self._slots.take(request.slots, self._longest(request))
+            request = self._waiting[0].request
+            slots = self.slots.take(request.slots, request.longest(self.config))
             if slots is None:
                 return
-            self._waiting.popleft()
+            generation = self._waiting.popleft()
             try:
-                if request.beams:
-                    sequence = BeamSequence(request, slots, self.config, self.session.cache)
-                else:
-                    sequence = Sequence(request, slots, self.config)
-            except Exception as error:  # of what check cannot know: a tokenizer, or a logits processor of its own
-                self._slots.give(slots)
-                self._fail(request, error)
-                continue
-            self._prefilling.append(sequence)
+                self._prefilling.append(self._sequence(generation, slots))
+            except Exception as error:  # what check cannot know: a tokenizer's, or a logits processor's of its own
+                self.slots.give(slots)
+                self._fail(generation, error)
 
-    def _drop_cancelled(self):
-        held = [one.request for one in (*self._prefilling, *self._running)]
-        cancelled = [request for request in (*self._waiting, *held) if request.cancelled]
+    def _sequence(self, generation: Generation, slots: list[int]) -> RunningSequence:
+        if generation.request.beams:
+            return BeamSequence(generation, slots, self.config, self.session.cache)
+        return SingleSequence(generation, slots, self.config)
+
+    def _drop_cancelled(self) -> None:
+        held = [sequence.generation for sequence in (*self._prefilling, *self._running)]
+        cancelled = [generation for generation in (*self._waiting, *held) if generation.cancelled]
         self._abandon(cancelled)
-        for request in cancelled:
-            request.finish_reason = "cancelled"
+        for generation in cancelled:
+            generation.finish(FinishReason.CANCELLED)
         self.ended += cancelled
 
     @contextlib.contextmanager
-    def _failing(self, sequences):
-        """Ends the requests of a run that fails, in place of the engine."""
+    def _failing(self, sequences: Iterable[RunningSequence]) -> Iterator[None]:
+        """Where a run fails, the requests in it end with the error, and the engine goes on."""
         try:
             yield
         except Exception as error:
-            requests = [one.request for one in sequences if not one.request.finish_reason]
-            for request in requests:
-                failure = EngineError(f"a step of {len(requests)} requests failed: {one_line(error)}")
+            running = [one.generation for one in sequences if not one.generation.finish_reason]
+            for generation in running:
+                failure = EngineError(f"a step of {len(running)} requests failed: {one_line(error)}")
                 failure.__cause__ = error
-                self._fail(request, failure)
+                self._fail(generation, failure)
 
-    def _fail(self, request, error):
-        self._abandon([request])
-        request.error, request.finish_reason = error, "error"
-        self.ended.append(request)
+    def _fail(self, generation: Generation, error: Exception) -> None:
+        self._abandon([generation])
+        generation.fail(error)
+        self.ended.append(generation)
 
-    def _abandon(self, requests):
-        """Takes requests out of the queue and their slots."""
-        ours = {id(request) for request in requests}
-        self._waiting = deque(request for request in self._waiting if id(request) not in ours)
+    def _abandon(self, generations: Iterable[Generation]) -> None:
+        """Takes Generations out of the queue and out of their slots."""
+        ours = set(map(id, generations))
+        self._waiting = deque(one for one in self._waiting if id(one) not in ours)
         for sequence in (*self._prefilling, *self._running):
-            if id(sequence.request) in ours:
-                self._slots.give(sequence.slots)
-        self._prefilling = deque(one for one in self._prefilling if id(one.request) not in ours)
-        self._running = [one for one in self._running if id(one.request) not in ours]
+            if id(sequence.generation) in ours:
+                self.slots.give(sequence.slots)
+        self._prefilling = deque(one for one in self._prefilling if id(one.generation) not in ours)
+        self._running = [one for one in self._running if id(one.generation) not in ours]
 
     # ---- one step
 
-    def _prefill_chunk(self, sequence):
-        request, slot = sequence.request, sequence.slots[0]
+    def _prefill_chunk(self, sequence: RunningSequence) -> None:
+        request, slot = sequence.generation.request, sequence.slots[0]
         wanted = request.prompt_logprobs is not None
         if sequence.cached == 0:
             sequence.begin()
             if self.prefixes and not wanted:
                 sequence.keys = self.prefixes.keys(request.prompt)
                 sequence.cached = self.prefixes.load(slot, sequence.keys)
-        begin, end = sequence.cached, len(request.prompt)
         # Where prompts have a graph of their own, without logits, the last token is decoded with the others' tokens.
         # A sequence's first one is not: learned keys come before it, and all rows of a step have them or none. Nor is
         # one with beams: it runs in one slot, and its logits are all beams'.
-        joins = self.session.has_prompt_graph and not (wanted or request.beams) and end > 1
-        chunk = request.prompt[begin : min(begin + PREFILL_CHUNK, end - joins)]
-        if len(chunk):
-            last = begin + len(chunk) == end
+        length = len(request.prompt)
+        joins = self.session.has_prompt_graph and not wanted and not request.beams and length > 1
+        begin, end = sequence.cached, length - 1 if joins else length
+        chunk = request.prompt[begin : min(begin + PREFILL_CHUNK, end)]
+        if chunk:
+            last = begin + len(chunk) == length
             logits = self.session.prefill(slot, chunk, begin, keep=0 if wanted else 1 if last else None)
             sequence.cached += len(chunk)
             if wanted:
                 sequence.see_prompt(begin, logits)
             if self.prefixes:
                 self.prefixes.save(slot, sequence.keys, begin, sequence.cached)
-        if sequence.cached == end - joins:
+        if sequence.cached == end:
             self._prefilling.popleft()
             self._running.append(sequence)
             if not joins:
                 self._choose(sequence, logits[-1:])
 
-    def _decode(self):
+    def _decode(self) -> None:
         if len(self._running) == 1 and self._decode_guessed(self._running[0]):
             return
         # A moved text is there twice for a moment.
-        if not (self._waiting or self._prefilling or self._slots.tight) and self.session.device == "cpu":
+        if not (self._waiting or self._prefilling or self.slots.tight) and self.session.device == "cpu":
             self._close_ranks()
-        rows = {}  # {slot: (sequence, token)}
+        logits = self._run_rows()
+        for sequence in list(self._running):
+            sequence.cached += 1
+            rows = [logits[slot] for slot in sequence.slots]
+            self._choose(sequence, rows[0][None] if len(rows) == 1 else np.stack(rows))
+
+    def _run_rows(self) -> dict[int, np.ndarray]:
+        """Decodes the next token of every running slot: {slot: float32 [n_vocab]}."""
+        rows: dict[int, tuple[RunningSequence, int]] = {}
         for sequence in self._running:
-            rows |= {slot: (sequence, token) for slot, token in zip(sequence.slots, sequence.inputs, strict=True)}
-        # What a half-prefilled slot takes is written over later.
+            for slot, token in zip(sequence.slots, sequence.inputs, strict=True):
+                rows[slot] = (sequence, token)
+        # What a half-prefilled slot takes as an idle row is written over later.
         idle = {one.slots[0]: one.cached for one in self._prefilling}
-        logits = {}
-        for first, end in self._ranges(sorted(rows)):
-            tokens, past = np.zeros(end - first, np.int64), np.zeros(end - first, np.int64)
+        cache = self.session.cache
+        held = [slot for slot, cached in idle.items() if not cache.can_idle(cached)]
+        logits: dict[int, np.ndarray] = {}
+        for first, end in row_ranges(sorted(rows), held, cache.slots, self.session.in_pairs):
+            tokens = np.zeros(end - first, np.int64)
+            past = np.zeros(end - first, np.int64)
             running = []
             for slot in range(first, end):
                 if slot in rows:
@@ -235,15 +272,11 @@ class Engine:
                     past[slot - first] = idle.get(slot, 0)
             with self._failing(dict.fromkeys(running)):
                 logits |= zip(range(first, end), self.session.decode(first, tokens, past), strict=True)
-        for sequence in list(self._running):
-            sequence.cached += 1
-            slots = sequence.slots
-            self._choose(sequence, logits[slots[0]][None] if len(slots) == 1 else np.stack([logits[s] for s in slots]))
+        return logits
 
-    def _decode_guessed(self, sequence):
-        """Runs the one sequence's next token together with guesses of those after it; False where there are none."""
-        room = self.session.cache.room(sequence.cached + 1)
-        guessed = sequence.guess(room)
+    def _decode_guessed(self, sequence: RunningSequence) -> bool:
+        """Runs the one sequence's next token together with guesses of those after it; False without guesses."""
+        guessed = sequence.guess(self.session.cache.room(sequence.cached + 1))
         if not guessed:
             return False
         with self._failing([sequence]):
@@ -253,49 +286,30 @@ class Engine:
             self._choose(sequence, logits, guessed)
         return True
 
-    def _ranges(self, running):
-        """Contiguous ranges of slots that cover all running ones, and no half-prefilled one that must not idle."""
-        held = sorted(one.slots[0] for one in self._prefilling if not self.session.cache.can_idle(one.cached))
-        ranges, first = [], running[0]
-        for slot, following in zip(running, [*running[1:], None], strict=True):
-            if following is None or any(slot < one < following for one in held):
-                ranges.append(self._even(first, slot + 1, held))
-                first = following
-        return ranges
-
-    def _even(self, first, end, held):
-        """The range, with an idle slot more where the session wants even numbers."""
-        if not self.session.in_pairs or (end - first) % 2 == 0:
-            return first, end
-        if end < self.session.cache.slots and end not in held:
-            return first, end + 1
-        # Else the last odd row is rounded otherwise: a slot between two half-prefilled ones that must not idle.
-        return (first - 1, end) if first > 0 and first - 1 not in held else (first, end)
-
-    def _close_ranks(self):
-        """Moves what is in the last slot to a free one before it, so that fewer idle ones are stepped along."""
+    def _close_ranks(self) -> None:
+        """Moves the text in the last slot to a free slot before it, so that fewer idle rows are run along."""
         sequence = max(self._running, key=lambda one: max(one.slots))
-        source, target = max(sequence.slots), self._slots.lowest_free
+        source, target = max(sequence.slots), self.slots.lowest_free
         if target is not None and target < source and sequence.left >= _WORTH_MOVING:
-            self._slots.move(source, target)
+            self.slots.move(source, target)
             self.session.cache.copy(source, target, 0, sequence.cached)
             sequence.slots[sequence.slots.index(source)] = target
 
-    def _choose(self, sequence, logits, guessed=()):
-        """Takes the next tokens, and ends the request where it is due."""
-        request = sequence.request
+    def _choose(self, sequence: RunningSequence, logits: np.ndarray, guessed: list[int] | None = None) -> None:
+        """Takes the next tokens, and ends the request where that is due."""
+        generation = sequence.generation
         try:
-            sequence.take(logits, guessed)
+            sequence.take(logits, guessed or ())
         except Exception as error:  # of a function of the request's own
-            self._fail(request, error)
+            self._fail(generation, error)
             return
-        if request.finish_reason:
+        if generation.finish_reason:
             self._running.remove(sequence)
-            self._slots.give(sequence.slots)
-            self.ended.append(request)
+            self.slots.give(sequence.slots)
+            self.ended.append(generation)
 
 
-def _prefix_cache(session, limit):
+def _prefix_cache(session: "Session", limit: int | None) -> PrefixCache | None:
     cache = session.cache
     if cache.device != "cpu" or cache.has_sums or limit == 0:
         return None

@@ -1,47 +1,50 @@
 """Prompt lookup: guesses the next tokens from where the last ones came before (Saxena, 2023).
 
-The engine runs the guesses through the graph together and chooses each token as ever: a guess that is not what was
-chosen ends the step, and what the cache took too much is written over.
+The engine runs the guesses through the graph together and chooses each token as always. A guess that is not the token
+that was chosen ends the step; what the cache holds of the wrong guesses is written over.
 """
 
 from ..sampling.checks import check_number
 
-_SHORTEST = 2  # tokens that must repeat: single ones do it everywhere
+_SHORTEST = 2  # tokens that must repeat: single tokens repeat everywhere
 _FIRST = 4  # tokens of the first guess
 _LONGEST_PAUSE = 32  # steps
 _LARGEST_NGRAM = 32  # tokens that are looked for: a longer repetition has the same end
 
 
-def check_lookup(num_tokens, ngram):
-    """Raises RequestError where guesses of so many tokens, after n-grams of that size, make no sense."""
+def check_lookup(num_tokens: int, ngram: int) -> None:
+    """Raises RequestError where the largest number of guessed tokens or the size of n-grams is out of range."""
     check_number("prompt_lookup_num_tokens", num_tokens, int, lambda value: value > 0, "be greater than 0")
     words = f"be from 1 to {_LARGEST_NGRAM}"
     check_number("max_matching_ngram_size", ngram, int, lambda value: 0 < value <= _LARGEST_NGRAM, words)
 
 
 class PromptLookup:
-    """Guesses of one sequence: longer where they hold, and fewer where they do not.
+    """Guesses of one sequence: they become longer where they hold, and fewer where they do not.
 
     Args:
-        num_tokens: of a guess, at most.
-        ngram: the last so many tokens are looked for, then fewer, down to 2.
+        num_tokens: The largest number of tokens that one guess has.
+        ngram: The number of last tokens that are looked for in the earlier text; then fewer, down to 2.
     """
 
-    def __init__(self, num_tokens, ngram):
-        self._most, self._sizes = num_tokens, range(ngram, min(_SHORTEST, ngram) - 1, -1)
-        self._after = {}  # {tokens: the position after their latest occurrence}
-        self._length = min(_FIRST, num_tokens)
-        self._known = self._pause = self._wait = 0
+    def __init__(self, num_tokens: int, ngram: int) -> None:
+        self._most = num_tokens
+        self._sizes = range(ngram, min(_SHORTEST, ngram) - 1, -1)
+        self._after: dict[tuple[int, ...], int] = {}  # {tokens: the position after their latest occurrence}
+        self._length = min(_FIRST, num_tokens)  # of the next guess
+        self._known = 0  # tokens whose n-grams are in _after
+        self._pause = 0  # steps without a guess after the last wrong one
+        self._wait = 0  # steps of the pause that are left
 
-    def guess(self, tokens, most):
+    def guess(self, tokens: list[int], most: int) -> list[int]:
         """The next tokens, as far as they can be guessed.
 
         Args:
-            tokens: the prompt's and the new ones so far, a list that has only grown since the last call.
-            most: of them are wanted.
+            tokens: The prompt and the new tokens so far; a list that has only grown since the last call.
+            most: The largest number of tokens that is wanted.
 
         Returns:
-            A list of token ids, often empty.
+            Token ids; often none.
         """
         if self._wait:
             self._wait -= 1
@@ -49,9 +52,9 @@ class PromptLookup:
         found = self._find(tokens)
         return [] if found is None else tokens[found : found + min(self._length, most)]
 
-    def _find(self, tokens):
+    def _find(self, tokens: list[int]) -> int | None:
         """The position after the latest earlier occurrence of the last tokens."""
-        # The last token's own n-grams are not earlier: they enter with the next call.
+        # The n-grams that end with the last token are not earlier ones: they enter with the next call.
         for end in range(self._known + 1, len(tokens)):
             for size in self._sizes:
                 if size <= end:
@@ -60,8 +63,8 @@ class PromptLookup:
         places = (self._after.get(tuple(tokens[-size:])) for size in self._sizes if size <= len(tokens))
         return next((place for place in places if place is not None), None)
 
-    def held(self, guessed, kept):
-        """Learns that of so many guessed tokens the first `kept` were right."""
+    def held(self, guessed: int, kept: int) -> None:
+        """Learns that of the `guessed` tokens the first `kept` were right."""
         if kept == guessed:
             self._length = min(2 * self._length, self._most)
         else:

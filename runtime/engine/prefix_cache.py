@@ -1,57 +1,70 @@
-"""The shared-prefix cache: what prompts begin with is computed once, and copied for those that begin the same."""
+"""The shared-prefix cache: a beginning that several prompts share is computed once, and copied for the others."""
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..device.kv_cache import allocate_pages
 
+if TYPE_CHECKING:
+    from ..device.kv_cache import KVCache
+
 BLOCK = 64  # tokens
 
 
 class PrefixCache:
-    """Keys and values of blocks of prompts, found by all tokens up to a block's end; the least recently used go first.
+    """Keys and values of blocks of prompts. A block is found by all tokens up to its end.
 
-    A local layer's short cache forgets: of positions that it has dropped by the end of a chunk the other layers' rows
-    are kept alone, and a prefix can end only where the whole window before it is known.
+    Where the memory is full, the blocks that were not used for the longest time are dropped.
+
+    A local layer's short cache forgets. Of positions that it has dropped by the end of a chunk, only the other layers'
+    rows are kept, and a prefix can end only where the whole window before its end is known.
 
     Args:
-        cache: a KVCache in the CPU's memory, without linear attention's sums.
-        limit: bytes to use, those of one context where None; they are taken as they are needed.
-        block: tokens of a block; a prefix is found by whole ones.
+        cache: A KV cache in the CPU's memory, of a model without linear attention.
+        limit: Bytes to use; the bytes of one context where None. They are taken as they are needed.
+        block: Tokens of a block; BLOCK where None. A prefix consists of whole blocks.
 
     Attributes:
-        tokens_reused: of all prompts so far.
+        block_bytes: Bytes of one block.
+        blocks: The number of blocks that there is room for.
+        tokens_reused: Tokens of all prompts so far that were not computed again.
     """
 
-    def __init__(self, cache, limit=None, block=None):
-        self._cache, self._block, self.tokens_reused = cache, block or BLOCK, 0
+    def __init__(self, cache: "KVCache", limit: int | None = None, block: int | None = None) -> None:
+        self._cache = cache
+        self._block = block or BLOCK
+        self.tokens_reused = 0
         views = cache.rows_of(0, 0, self._block, self._block)  # the first block's has the learned keys and values, too
         self.block_bytes = sum(view.nbytes for view in views)
         self.blocks = cache.n_ctx // self._block if limit is None else limit // self.block_bytes
         self._store = [allocate_pages((self.blocks, *view.shape), view.dtype)[0] for view in views if self.blocks]
         self._free = list(range(self.blocks))
-        self._places = OrderedDict()  # {key: (place in the store, first position with all layers' rows)}
+        # {key: (place in the store, first position with all layers' rows)}, the least recently used first
+        self._places: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
 
-    def keys(self, prompt):
-        """A key for each whole block of a prompt, of all tokens up to its end; without the prompt's last token.
+    def keys(self, prompt: Sequence[int]) -> list[bytes]:
+        """A key for each whole block of a prompt, made of all tokens up to the block's end.
 
-        That one is run in any case: the first logits come from it.
+        The prompt's last token belongs to no block: it is run in any case, as the first logits come from it.
         """
-        keys, digest = [], hashlib.blake2b(digest_size=16)
+        keys = []
+        digest = hashlib.blake2b(digest_size=16)
         ids = np.asarray(prompt, np.int64)
         for end in range(self._block, len(ids), self._block):
             digest.update(ids[end - self._block : end].tobytes())
             keys.append(digest.digest())
         return keys
 
-    def load(self, slot, keys):
+    def load(self, slot: int, keys: list[bytes]) -> int:
         """Fills an empty slot with the longest known prefix of a prompt.
 
         Args:
-            slot: of the cache.
-            keys: of the prompt.
+            slot: The slot of the KV cache.
+            keys: The prompt's keys.
 
         Returns:
             The prefix's length in tokens.
@@ -70,18 +83,21 @@ class PrefixCache:
         self.tokens_reused += known * self._block
         return known * self._block
 
-    def save(self, slot, keys, begin, length):
+    def save(self, slot: int, keys: list[bytes], begin: int, length: int) -> None:
         """Keeps the blocks of a prompt that a chunk has completed.
 
         Args:
-            slot: of the cache.
-            keys: of the prompt.
-            begin, length: the chunk's first position, and the slot's length after it.
+            slot: The slot of the KV cache.
+            keys: The prompt's keys.
+            begin: The chunk's first position.
+            length: The number of tokens that the slot holds after the chunk.
         """
-        first, end = begin // self._block, min(length // self._block, len(keys), self.blocks)
+        first = begin // self._block
+        end = min(length // self._block, len(keys), self.blocks)
         kept = self._cache.first_kept(length)
         for number in range(first, end):
-            start, known = number * self._block, self._places.get(keys[number])
+            start = number * self._block
+            known = self._places.get(keys[number])
             if known and known[1] <= max(start, kept):
                 continue
             place = known[0] if known else self._place()
@@ -91,19 +107,20 @@ class PrefixCache:
             self._places[keys[number]] = (place, max(start, kept))
         self._touch(keys[:end])
 
-    def _ends_whole(self, keys):
-        """Whether a prefix can end with the last of these blocks."""
+    def _ends_whole(self, keys: list[bytes]) -> bool:
+        """Whether a prefix can end with the last of these blocks: the window before its end is known."""
         needed = len(keys) * self._block - self._cache.window
         blocks = [(number * self._block, self._places[key][1]) for number, key in enumerate(keys)]
         return all(there <= max(start, needed) for start, there in blocks if start + self._block > needed)
 
-    def _place(self):
+    def _place(self) -> int:
+        """A place in the store, taken from the least recently used block where all are in use."""
         if self._free:
             return self._free.pop()
         return self._places.popitem(last=False)[1][0]
 
-    def _touch(self, keys):
-        # The first last: a prefix outlives what goes on from it.
+    def _touch(self, keys: list[bytes]) -> None:
+        """Marks blocks as just used. The first block comes last: a prefix outlives the blocks that follow it."""
         for key in reversed(keys):
             if key in self._places:
                 self._places.move_to_end(key)

@@ -1,7 +1,8 @@
-"""One sequence to be continued: what is asked for, and what has come of it so far."""
+"""What is asked of the engine: one prompt to be continued. What comes of it is a Generation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,64 +11,56 @@ from neo_tf.errors import RequestError
 from ..sampling.beams import BeamOptions
 from ..sampling.checks import check_ids, check_number
 from ..sampling.options import SamplingOptions
-from ..tokenizer import Tokenizer
 from .lookup import check_lookup
+
+if TYPE_CHECKING:
+    from neo_tf.config import GPTNeoConfig
+
+    from ..tokenizer import Tokenizer
 
 # What is made of each token as it comes.
 _OF_TOKENS = ("on_token", "on_text", "logprobs", "prompt_logprobs", "output_logits", "output_scores")
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Request:
-    """One sequence to be continued.
+    """One prompt to be continued. It does not change: it may be submitted any number of times, to any engine.
 
     Args:
-        prompt: token ids, at least one.
-        max_new_tokens: stops after so many; None goes on to the end of the context.
-        min_new_tokens: the stop tokens are not chosen before so many.
-        stop_token_ids: ids that end the text; they are kept as its last token.
-        sampling: a SamplingOptions.
-        on_token: called as on_token(token_id) with each new token.
-        max_time: seconds after which it ends, from the beginning of its prefill.
-        tokenizer: a Tokenizer to write the text with; without one there is none.
-        stop_strings: texts that end the text: see include_stop_str_in_output. One may begin in the prompt.
-        include_stop_str_in_output: as in transformers, the text goes on to the end of the last token. Otherwise it
-            ends before the stop string.
-        on_text: called as on_text(text) for each new token with the text that is final with it, which may be empty.
-        logprobs: keeps each token's log-probability, and the so many most likely ones', before all processors.
-        prompt_logprobs: the same of the prompt's tokens after its first; its prefill is slower then.
-        output_logits, output_scores: keeps each token's logits before all processors, or as they were drawn by.
-        prompt_lookup_num_tokens: where the text repeats itself, so many tokens at most are guessed from what came
-            before, and checked in one step; None guesses none. The tokens are the same, in int8 and int4 as likely.
-        max_matching_ngram_size: the guess follows the last so many tokens' latest occurrence, or of fewer.
-        beams: a BeamOptions: follows several continuations, and keeps the best; each takes a slot.
-
-    Attributes:
-        tokens: new token ids so far.
-        text: the new text so far, as far as it is final.
-        finish_reason: None while it runs; "stop" after a stop token or string, or where the processors leave no token
-            possible; "length" at a limit, "time" after max_time, "cancelled", or "error".
-        error: what went wrong, of finish_reason "error": an EngineError, or what a function of its own raised.
-        queued: whether it was submitted to an engine.
-        cancelled: whether it is to end before the next step; see Engine.cancel.
-        token_logprobs, prompt_token_logprobs: a float for each token.
-        top_logprobs, prompt_top_logprobs: {token id: float} for each token, most likely first.
-        logits, scores: float32 [n_vocab] for each token.
-        hypotheses: with beams, a Hypothesis for each sequence to be returned, best first; tokens and
-            text are the best one's.
+        prompt: The token ids that are continued; at least one.
+        max_new_tokens: The largest number of new tokens. None goes on to the end of the context.
+        min_new_tokens: The number of new tokens before which no stop token is chosen.
+        stop_token_ids: The ids that end the text. The id that ended it is kept as the last token.
+        sampling: How the tokens are chosen.
+        on_token: Called as on_token(token_id) with each new token, in the engine's thread.
+        max_time: Seconds after which the text ends, counted from the beginning of its prefill.
+        tokenizer: Writes the text. Without a tokenizer no text is written.
+        stop_strings: Texts that end the text. A stop string may begin in the prompt.
+        include_stop_str_in_output: Whether the text goes on to the end of the token that completes the stop string, as
+            in transformers. Otherwise the text ends before the stop string.
+        on_text: Called as on_text(text) after each new token with the text that is final now, which may be empty.
+        logprobs: Keeps each token's log-probability and those of this number of most likely tokens, before all
+            logits processors.
+        prompt_logprobs: Keeps the same for the prompt's tokens after its first. The prefill is slower then.
+        output_logits: Keeps the logits of each token, before all logits processors.
+        output_scores: Keeps the scores that each token was chosen by, after all logits processors.
+        prompt_lookup_num_tokens: The largest number of tokens that are guessed from earlier text and checked in one
+            step. None guesses nothing. The tokens are the same; in int8 and int4 they are as likely.
+        max_matching_ngram_size: The number of last tokens whose latest earlier occurrence the guess follows.
+        beams: Beam search: several continuations are followed, each in a slot of its own, and the best are kept.
     """
 
-    prompt: list
+    prompt: Sequence[int]
     max_new_tokens: int | None = None
     min_new_tokens: int = 0
-    stop_token_ids: tuple = ()
+    stop_token_ids: Sequence[int] = ()
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    on_token: Callable | None = None
+    on_token: Callable[[int], object] | None = None
     max_time: float | None = None
-    tokenizer: Tokenizer | None = None
-    stop_strings: tuple = ()
+    tokenizer: "Tokenizer | None" = None
+    stop_strings: Sequence[str] = ()
     include_stop_str_in_output: bool = True
-    on_text: Callable | None = None
+    on_text: Callable[[str], object] | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     output_logits: bool = False
@@ -75,24 +68,18 @@ class Request:
     prompt_lookup_num_tokens: int | None = None
     max_matching_ngram_size: int = 3
     beams: BeamOptions | None = None
-    tokens: list = field(default_factory=list, init=False)
-    text: str = field(default="", init=False)
-    finish_reason: str | None = field(default=None, init=False)
-    error: Exception | None = field(default=None, init=False)
-    queued: bool = field(default=False, init=False)
-    cancelled: bool = field(default=False, init=False)
-    token_logprobs: list = field(default_factory=list, init=False)
-    top_logprobs: list = field(default_factory=list, init=False)
-    prompt_token_logprobs: list = field(default_factory=list, init=False)
-    prompt_top_logprobs: list = field(default_factory=list, init=False)
-    logits: list = field(default_factory=list, init=False)
-    scores: list = field(default_factory=list, init=False)
-    hypotheses: list = field(default_factory=list, init=False)
 
-    def check(self, config):
+    def __post_init__(self) -> None:
+        # Copies: what the caller does with its lists later changes nothing. `check` says what cannot be used.
+        for name in ("prompt", "stop_token_ids", "stop_strings"):
+            value = getattr(self, name)
+            value = value.tolist() if isinstance(value, np.ndarray) else value
+            if not isinstance(value, str | bytes) and hasattr(value, "__iter__"):
+                value = tuple(value)
+            object.__setattr__(self, name, value)
+
+    def check(self, config: "GPTNeoConfig") -> None:
         """Raises RequestError where a model of that config cannot serve it: its prompt's ids, lengths and options."""
-        if self.tokens or self.finish_reason:
-            raise RequestError("the request has run already: make a new one")
         self._check_prompt(config)
         self._check_limit(config)
         for token in check_ids("stop_token_ids", self.stop_token_ids):
@@ -104,44 +91,49 @@ class Request:
         self._check_beams()
 
     @property
-    def slots(self):
-        """Sequences that it decodes at once."""
+    def slots(self) -> int:
+        """The number of sequences that are decoded for it at once."""
         return self.beams.num_beams if self.beams else 1
 
-    def limit(self, config):
-        """New tokens that may come at most."""
+    def limit(self, config: "GPTNeoConfig") -> int:
+        """The largest number of new tokens that may come."""
         room = config.n_ctx - len(self.prompt)
         return room if self.max_new_tokens is None else min(room, self.max_new_tokens)
 
-    def _check_prompt(self, config):
-        prompt, n_ctx, n_vocab = self.prompt, config.n_ctx, config.n_vocab
-        if len(prompt) == 0:
-            raise RequestError("the prompt is empty: it needs at least one token")
+    def longest(self, config: "GPTNeoConfig") -> int:
+        """The number of tokens, prompt included, that each of its sequences may come to."""
+        return len(self.prompt) + self.limit(config)
+
+    def _check_prompt(self, config: "GPTNeoConfig") -> None:
         try:
-            ids = np.asarray(prompt)
+            ids = np.asarray(self.prompt)
         except ValueError:  # rows of unequal lengths
             ids = np.asarray(None)
+        if ids.ndim == 1 and ids.size == 0:
+            raise RequestError("the prompt is empty: it needs at least one token")
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise RequestError("a prompt's token ids must be a flat sequence of integers")
-        outside = np.flatnonzero((ids < 0) | (ids >= n_vocab))
+        outside = np.flatnonzero((ids < 0) | (ids >= config.n_vocab))
         if outside.size:
             where = int(outside[0])
-            raise RequestError(f"token id {ids[where]} at position {where} is outside the vocabulary of {n_vocab}")
-        if len(prompt) >= n_ctx:
             raise RequestError(
-                f"the prompt has {len(prompt)} tokens, and the model's context n_ctx is {n_ctx}: no room left"
+                f"token id {ids[where]} at position {where} is outside the vocabulary of {config.n_vocab}"
+            )
+        if len(ids) >= config.n_ctx:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens, and the model's context n_ctx is {config.n_ctx}: no room left"
             )
 
-    def _check_limit(self, config):
-        new, length, n_ctx = self.max_new_tokens, len(self.prompt), config.n_ctx
+    def _check_limit(self, config: "GPTNeoConfig") -> None:
         check_number("min_new_tokens", self.min_new_tokens, int, lambda value: value >= 0, "not be negative")
+        new, length = self.max_new_tokens, len(self.prompt)
         if new is None:
             return
         check_number("max_new_tokens", new, int, lambda value: value >= 1, "be at least 1")
-        if length + new > n_ctx:
-            raise RequestError(f"a prompt of {length} tokens and max_new_tokens {new} exceed n_ctx {n_ctx}")
+        if length + new > config.n_ctx:
+            raise RequestError(f"a prompt of {length} tokens and max_new_tokens {new} exceed n_ctx {config.n_ctx}")
 
-    def _check_kept(self):
+    def _check_kept(self) -> None:
         if self.max_time is not None:
             check_number("max_time", self.max_time, float, lambda value: value > 0, "be greater than 0")
         for name in ("logprobs", "prompt_logprobs"):
@@ -153,11 +145,11 @@ class Request:
         if (self.stop_strings or self.on_text) and not self.tokenizer:
             raise RequestError("stop_strings and on_text need a tokenizer to write the text with")
 
-    def _check_lookup(self):
+    def _check_lookup(self) -> None:
         if self.prompt_lookup_num_tokens is not None:
             check_lookup(self.prompt_lookup_num_tokens, self.max_matching_ngram_size)
 
-    def _check_beams(self):
+    def _check_beams(self) -> None:
         if not self.beams:
             return
         self.beams.check_sampling(self.sampling)

@@ -1,64 +1,118 @@
 """A request in its slot: how much of it is in the cache, how its tokens are chosen, and when it ends."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
 from .chooser import Chooser
+from .generation import Generation
 from .lookup import PromptLookup
 from .stopping import Stopping
 
+if TYPE_CHECKING:
+    from neo_tf.config import GPTNeoConfig
 
-class Sequence:
-    """One request that runs, in one slot.
 
-    Args:
-        request: a Request.
-        slots: [slot].
-        config: a GPTNeoConfig.
+class RunningSequence(Protocol):
+    """What the engine runs: one request, in a slot of its own or, with beams, in several.
 
     Attributes:
-        cached: tokens of it in the cache.
-        keys: of its prompt, for the prefix cache.
-        begin, see_prompt: of its Stopping and Chooser.
+        generation: What comes of the request.
+        slots: The slots of the KV cache that it has, in the order of its rows.
+        cached: The number of its tokens that each of its slots holds.
+        keys: Its prompt's keys for the prefix cache.
+        inputs: For each slot the token to run next.
+        left: The largest number of new tokens that may still come.
     """
 
-    def __init__(self, request, slots, config):
-        self.request, self.slots, self.cached = request, slots, 0
+    generation: Generation
+    slots: list[int]
+    cached: int
+    keys: list[bytes]
+
+    @property
+    def inputs(self) -> list[int]: ...  # noqa: D102
+
+    @property
+    def left(self) -> int: ...  # noqa: D102
+
+    def begin(self) -> None:
+        """Starts the request's time: its prefill begins."""
+
+    def see_prompt(self, past: int, logits: np.ndarray) -> None:
+        """Keeps the prompt's log-probabilities: float32 [n, n_vocab] after position `past` and the next ones."""
+
+    def guess(self, room: int) -> list[int]:
+        """Tokens that may follow the one to run next, at most `room`; often none."""
+
+    def take(self, logits: np.ndarray, guessed: Sequence[int] = ()) -> None:
+        """Goes on with the logits of a step, and ends the generation where that is due.
+
+        Args:
+            logits: float32 [slots, n_vocab] after the tokens of `inputs` (after the prompt: one row); where tokens
+                were guessed [1 + guessed, n_vocab], after the token of `inputs` and after each guess.
+            guessed: The tokens that were run after it.
+
+        Raises:
+            Exception: Whatever a function of the request's own raises.
+        """
+
+
+class SingleSequence:
+    """A request without beams, in one slot; a RunningSequence.
+
+    Args:
+        generation: What comes of the request.
+        slots: The slot, in a list.
+        config: The model's.
+    """
+
+    def __init__(self, generation: Generation, slots: list[int], config: "GPTNeoConfig") -> None:
+        request = generation.request
+        self.generation = generation
+        self.slots = slots
+        self.cached = 0
+        self.keys: list[bytes] = []
         self._limit = request.limit(config)
-        self.keys = []
-        self._chooser, self._stopping = Chooser(request, config), Stopping(request, config)
-        self.begin, self.see_prompt = self._stopping.begin, self._chooser.see_prompt
-        self._lookup = self._history = None
+        self._chooser = Chooser(generation, config)
+        self._stopping = Stopping(generation, config)
+        self._lookup: PromptLookup | None = None
         if request.prompt_lookup_num_tokens:
             self._lookup = PromptLookup(request.prompt_lookup_num_tokens, request.max_matching_ngram_size)
             self._history = [int(token) for token in request.prompt]
 
     @property
-    def inputs(self):
-        """The next token to run, for each slot: the last so far."""
-        return self.request.tokens[-1:] or self.request.prompt[-1:]
+    def inputs(self) -> list[int]:
+        """The last token so far."""
+        return self.generation.tokens[-1:] or list(self.generation.request.prompt[-1:])
 
     @property
-    def left(self):
-        """New tokens that may still come."""
-        return self._limit - len(self.request.tokens)
+    def left(self) -> int:
+        """The largest number of new tokens that may still come."""
+        return self._limit - len(self.generation.tokens)
 
-    def guess(self, room):
-        """Tokens that may follow the one to run, at most `room`; [] where none are guessed."""
+    def begin(self) -> None:
+        """Starts the request's time."""
+        self._stopping.begin()
+
+    def see_prompt(self, past: int, logits: np.ndarray) -> None:
+        """Keeps the prompt's log-probabilities; see Chooser."""
+        self._chooser.see_prompt(past, logits)
+
+    def guess(self, room: int) -> list[int]:
+        """Tokens that may follow the one to run next, at most `room`."""
         most = min(room, self.left - 1)
-        if not self._lookup or most < 1:
+        if self._lookup is None or most < 1:
             return []
-        self._history += self.request.tokens[len(self._history) - len(self.request.prompt) :]
+        known = len(self._history) - len(self.generation.request.prompt)
+        self._history += self.generation.tokens[known:]
         return self._lookup.guess(self._history, most)
 
-    def take(self, logits, guessed=()):
-        """Chooses tokens until the request ends, or one is not what was guessed.
-
-        Args:
-            logits: float32 [1 + guessed, n_vocab], after the last token and after each guess.
-            guessed: tokens that were run after it.
-
-        Raises:
-            Exception: whatever a function of the request's own raises.
-        """
-        request, kept = self.request, 0
+    def take(self, logits: np.ndarray, guessed: Sequence[int] = ()) -> None:
+        """Chooses tokens until the request ends, or a token is not the one that was guessed."""
+        request = self.generation.request
+        kept = 0
         for row in range(len(logits)):
             token = self._chooser(logits[row : row + 1])
             text = self._stopping(token)
@@ -66,9 +120,9 @@ class Sequence:
                 request.on_token(token)
             if request.on_text:
                 request.on_text(text)
-            if request.finish_reason or row == len(guessed) or token != guessed[row]:
+            if self.generation.finish_reason or row == len(guessed) or token != guessed[row]:
                 break
             kept += 1
-        self.cached += kept  # of what was run beyond the first token, so much stays in the cache
-        if guessed:
+        self.cached += kept  # guesses that held stay in the cache
+        if self._lookup and guessed:
             self._lookup.held(len(guessed), kept)

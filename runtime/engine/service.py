@@ -2,131 +2,159 @@
 
 import asyncio
 import atexit
+import dataclasses
 import threading
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import Future
 
-from neo_tf.errors import EngineError, RequestError, one_line
+from neo_tf.errors import EngineError, one_line
+
+from .engine import Engine
+from .generation import Generation
+from .request import Request
+
+
+class Submission(Future):
+    """A request that a Service has taken: a concurrent.futures.Future of its Generation when it has ended.
+
+    Args:
+        generation: What comes of the request.
+        service: The service that runs it.
+
+    Attributes:
+        generation: What has come of the request so far. It is written by the engine's thread.
+    """
+
+    def __init__(self, generation: Generation, service: "Service") -> None:
+        super().__init__()
+        self.generation = generation
+        self._service = service
+        self.set_running_or_notify_cancel()  # from here on it ends by the engine alone
+
+    def cancel(self) -> bool:
+        """Ends the request before the next step; the result's finish_reason is then "cancelled".
+
+        Returns:
+            False, since the future itself is not cancelled: it still has a result. A request that has ended stays as it
+            is.
+        """
+        self._service._cancel(self.generation)
+        return False
 
 
 class Service:
-    """Steps an Engine as long as there is something to do; blocking and asyncio fronts over the one loop.
+    """Steps an Engine as long as there is something to do, with blocking and asyncio fronts over the one loop.
 
     Args:
-        engine: an Engine, which nobody else may use meanwhile.
+        engine: The engine. Nobody else may use it meanwhile.
 
     Example:
         >>> with Service(Engine(Session("models/onnx", slots=8))) as service:
-        ...     futures = [service.submit(Request(prompt)) for prompt in prompts]
-        ...     texts = [future.result().tokens for future in futures]
+        ...     submissions = [service.submit(Request(prompt)) for prompt in prompts]
+        ...     tokens = [submission.result().tokens for submission in submissions]
     """
 
-    def __init__(self, engine):
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._changed = threading.Condition()
-        self._submitted, self._futures = [], {}
-        self._closing, self._dead = False, None
+        self._submitted: list[Generation] = []
+        self._running: dict[int, Submission] = {}  # by the id of the Generation
+        self._closing = False
+        self._dead: str | None = None  # why
         self._thread = threading.Thread(target=self._run, name="neo-tf engine", daemon=True)
         self._thread.start()
         # A process must not end in the middle of a step.
         atexit.register(self.close)
 
-    def submit(self, request):
-        """Queues a request.
-
-        Returns:
-            A concurrent.futures.Future of the request when it has ended; its cancel() is not used: see cancel.
+    def submit(self, request: Request) -> Submission:
+        """Queues a request, and does not wait.
 
         Raises:
-            RequestError: it cannot be served; see Engine.check.
-            EngineError: the service is closed, or its engine is dead.
+            RequestError: It cannot be served; see Engine.check.
+            EngineError: The service is closed, or its engine is dead.
         """
         self._engine.check(request)
-        future = Future()
-        future.set_running_or_notify_cancel()  # from here on it ends by the engine alone
+        generation = Generation(request)
+        submission = Submission(generation, self)
         with self._changed:
             if self._dead or self._closing:
                 raise EngineError(self._dead or "the service is closed")
-            if id(request) in self._futures:
-                raise RequestError("the request is queued already: make a new one")
-            self._futures[id(request)] = (request, future)
-            self._submitted.append(request)
+            self._running[id(generation)] = submission
+            self._submitted.append(generation)
             self._changed.notify()
-        return future
+        return submission
 
-    def cancel(self, request):
-        """Ends a request before the next step; its finish_reason is then "cancelled". One that has ended stays so."""
-        self._engine.cancel(request)
-        with self._changed:
-            self._changed.notify()
+    def generate(self, requests: Iterable[Request]) -> list[Generation]:
+        """Runs requests to their ends, together. All are checked before the first one is queued.
 
-    def generate(self, requests):
-        """Runs requests to their ends, together, and returns them. All are checked before the first one is queued.
+        Returns:
+            What came of each, in their order.
 
         Raises:
-            RequestError, EngineError: see submit; and EngineError where a step failed.
+            RequestError, EngineError: See submit.
+            EngineError: A step failed.
         """
+        requests = list(requests)
         for request in requests:
             self._engine.check(request)
         if threading.current_thread() is self._thread:
             raise EngineError("a callback of the engine's own cannot wait for it: use submit")
-        futures = []
+        submissions: list[Submission] = []
         try:
             for request in requests:
-                futures.append(self.submit(request))
-            return [future.result() for future in futures]
+                submissions.append(self.submit(request))
+            return [submission.result() for submission in submissions]
         except BaseException:
-            for request in requests[: len(futures)]:
-                self.cancel(request)
+            for submission in submissions:
+                submission.cancel()
             raise
 
-    async def generate_async(self, request):
-        """As generate, for one request in an asyncio loop. Cancelling the task cancels the request."""
-        future = asyncio.wrap_future(self.submit(request))
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            self.cancel(request)
-            raise
+    async def generate_async(self, request: Request) -> Generation:
+        """Does the same for one request in an asyncio loop. Cancelling the task cancels the request."""
+        return await asyncio.wrap_future(self.submit(request))
 
-    async def stream(self, request):
+    async def stream(self, request: Request) -> AsyncIterator[int]:
         """Yields each new token id of a request as it comes. Leaving the loop early cancels the request."""
         loop, tokens, end = asyncio.get_running_loop(), asyncio.Queue(), object()
-        given = request.on_token
 
-        def on_token(token):
+        def on_token(token: int) -> None:
             loop.call_soon_threadsafe(tokens.put_nowait, token)
-            if given:
-                given(token)
+            if request.on_token:
+                request.on_token(token)
 
-        request.on_token = on_token
-        future = self.submit(request)
-        future.add_done_callback(lambda done: loop.call_soon_threadsafe(tokens.put_nowait, end))
+        submission = self.submit(dataclasses.replace(request, on_token=on_token))
+        submission.add_done_callback(lambda done: loop.call_soon_threadsafe(tokens.put_nowait, end))
         try:
             while (token := await tokens.get()) is not end:
                 yield token
-            future.result()
+            submission.result()
         finally:
-            if not request.finish_reason:
-                self.cancel(request)
+            if not submission.done():
+                submission.cancel()
 
-    def close(self):
-        """Ends what is running as cancelled, and then the thread."""
+    def close(self) -> None:
+        """Ends all requests as cancelled, and then the thread."""
         with self._changed:
             self._closing = True
-            for request, _ in self._futures.values():
-                self._engine.cancel(request)
+            for submission in self._running.values():
+                self._engine.cancel(submission.generation)
             self._changed.notify()
         if threading.current_thread() is not self._thread:  # a callback's: the thread ends after this step
             self._thread.join()
         atexit.unregister(self.close)
 
-    def __enter__(self):
+    def __enter__(self) -> "Service":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _run(self):
+    def _cancel(self, generation: Generation) -> None:
+        self._engine.cancel(generation)
+        with self._changed:
+            self._changed.notify()
+
+    def _run(self) -> None:
         busy = False
         while True:
             with self._changed:
@@ -136,34 +164,28 @@ class Service:
                 if self._closing and not (busy or submitted):
                     return
             try:
-                refused = [request for request in submitted if not self._admit(request)]
+                for generation in submitted:
+                    self._engine.enqueue(generation)
                 busy = self._engine.step()
             except BaseException as error:  # the engine itself is broken: nobody may wait for it
                 self._die(f"the engine stopped: {type(error).__name__}: {one_line(error)}")
                 return
-            self._tell([*refused, *self._engine.ended])
+            self._tell(self._engine.ended)
 
-    def _admit(self, request):
-        """Whether the engine takes a request."""
-        try:
-            self._engine.submit(request)
-        except RequestError as error:  # changed since it was checked
-            request.error, request.finish_reason = error, "error"
-        return not request.error
-
-    def _tell(self, ended):
-        """Ends the futures of requests that have ended."""
+    def _tell(self, ended: list[Generation]) -> None:
+        """Ends the futures of Generations that have ended."""
         with self._changed:
-            told = [self._futures.pop(id(request)) for request in ended]
-        for request, future in told:
-            if request.error:
-                future.set_exception(request.error)
+            submissions = [self._running.pop(id(generation)) for generation in ended]
+        for submission in submissions:
+            if submission.generation.error:
+                submission.set_exception(submission.generation.error)
             else:
-                future.set_result(request)
+                submission.set_result(submission.generation)
 
-    def _die(self, why):
+    def _die(self, why: str) -> None:
         with self._changed:
             self._dead = why
-            told, self._futures = list(self._futures.values()), {}
-        for _, future in told:
-            future.set_exception(EngineError(why))
+            submissions = list(self._running.values())
+            self._running = {}
+        for submission in submissions:
+            submission.set_exception(EngineError(why))

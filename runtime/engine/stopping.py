@@ -1,88 +1,109 @@
 """When a request ends: its tokens, its text, and its time."""
 
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .generation import FinishReason, Generation
+from .request import Request
+
+if TYPE_CHECKING:
+    from neo_tf.config import GPTNeoConfig
+
+    from ..tokenizer import TextStream
 
 
 class Stopping:
-    """Takes a request's new tokens, writes their text, and says when it is to end.
+    """Adds new tokens and their text to a Generation, and ends it where that is due.
 
-    Call it with each new token, or with None where none could be chosen: it returns the text that is final with it,
-    and sets the request's tokens, text and finish_reason.
+    Call it with each new token, or with None where no token could be chosen. It returns the text that is final now.
 
     Args:
-        request: a Request; its time runs from begin on.
-        config: a GPTNeoConfig.
+        generation: What comes of the request; its time runs from `begin` on.
+        config: The model's.
     """
 
-    def __init__(self, request, config):
-        self._request, self._clock = request, Clock(request.max_time)
+    def __init__(self, generation: Generation, config: "GPTNeoConfig") -> None:
+        request = generation.request
+        self._generation = generation
+        self._clock = Clock(request.max_time)
         self._limit = request.limit(config)
+        self._stop_token_ids = frozenset(request.stop_token_ids)
         self._stream = _stream(request) if request.tokenizer else None
 
-    def begin(self):
-        """The request's time runs from here."""
+    def begin(self) -> None:
+        """Starts the request's time."""
         self._clock.begin()
 
-    def __call__(self, token):
-        """The text that is final with this token."""
-        request, stream, piece = self._request, self._stream, ""
+    def __call__(self, token: int | None) -> str:
+        """Takes the next token; returns the text that is final with it."""
+        generation, stream = self._generation, self._stream
+        piece = ""
         if token is not None:
-            request.tokens.append(token)
+            generation.add_token(token)
             piece = stream(token) if stream else ""
-        request.finish_reason = self._reason(token)
-        if stream and request.finish_reason:
+        reason = self._reason(token)
+        if stream and reason:
             piece += stream.finish()
-        request.text += piece
+        generation.add_text(piece)
+        if reason:
+            generation.finish(reason)
         return piece
 
-    def _reason(self, token):
-        request = self._request
-        if token is None or token in request.stop_token_ids or (self._stream and self._stream.stopped):
-            return "stop"
-        if len(request.tokens) >= self._limit:
-            return "length"
-        return "time" if self._clock.is_over else None
+    def _reason(self, token: int | None) -> FinishReason | None:
+        if token is None or token in self._stop_token_ids or (self._stream and self._stream.stopped):
+            return FinishReason.STOP
+        if len(self._generation.tokens) >= self._limit:
+            return FinishReason.LENGTH
+        return FinishReason.TIME if self._clock.is_over else None
 
 
 class Clock:
-    """Says when max_time, in seconds or None, is over."""
+    """Says when a time is over.
 
-    def __init__(self, max_time):
-        self._max_time, self._begin = max_time, None
+    Args:
+        max_time: Seconds; None is never over.
+    """
 
-    def begin(self):
-        """It runs from here."""
+    def __init__(self, max_time: float | None) -> None:
+        self._max_time = max_time
+        self._begin = 0.0
+
+    def begin(self) -> None:
+        """Starts the time."""
         self._begin = time.perf_counter()
 
     @property
-    def is_over(self):
-        """Whether it is."""
+    def is_over(self) -> bool:
+        """Whether the time is over."""
         return self._max_time is not None and time.perf_counter() - self._begin > self._max_time
 
 
-def stop_test(request):
-    """A function that says of a list of new tokens whether the last one completes a stop string; None without any."""
-    if not request.stop_strings:
+def stop_test(request: Request) -> Callable[[list[int]], bool] | None:
+    """A function that tells whether the last of a list of new tokens completes a stop string; None without any."""
+    if not request.stop_strings or not request.tokenizer:
         return None
-    # Tokens that a stop string may be in: a character can take four.
+    tokenizer = request.tokenizer
+    # The number of last tokens that a stop string may lie in: a character can take four.
     tail = 4 * max(map(len, request.stop_strings))
     prompt = [int(token) for token in request.prompt]
 
-    def stops(tokens):
+    def stops(tokens: list[int]) -> bool:
         before = [*prompt, *tokens[:-1]][-tail:]
-        stream = request.tokenizer.stream(before, request.stop_strings)
+        stream = tokenizer.stream(before, request.stop_strings)
         stream(tokens[-1])
         return stream.stopped
 
     return stops
 
 
-def text_of(request, tokens):
-    """The text of new tokens after a request's prompt, to their end or a stop string's."""
+def text_of(request: Request, tokens: list[int]) -> str:
+    """The text of new tokens after a request's prompt, up to their end or a stop string."""
     stream = _stream(request)
     return "".join([*map(stream, tokens), stream.finish()])
 
 
-def _stream(request):
-    """A TextStream of what follows a request's prompt."""
+def _stream(request: Request) -> "TextStream":
+    """Writes the text that follows a request's prompt."""
+    assert request.tokenizer is not None
     return request.tokenizer.stream(request.prompt, request.stop_strings, request.include_stop_str_in_output)

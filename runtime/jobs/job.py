@@ -1,14 +1,22 @@
 """Batch jobs: many prompts through one engine, a result for each, few of them in memory at once."""
 
+import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from neo_tf.errors import EngineError, NeoTFError, RequestError, one_line
+from neo_tf.progress import Progress, no_progress
 
 from ..arguments import GenerateArguments
+from ..engine.generation import Generation
+from ..pipeline import Prompt, TextGenerationPipeline
+from .prompts import JobLines, Line
+from .results import JobResults
 
 # Arguments that JSON cannot say, or whose arrays it should not.
 _NOT_IN_JSON = ("streamer", "logits_processor", "output_scores", "output_logits")
-_AHEAD = 8  # windows: so far may be read beyond the oldest line that runs, where results wait for it
+# Where results are wanted in order, a line is begun at most this many windows of requests beyond the oldest one.
+_WINDOWS_AHEAD = 8
 _LIMITS = ("max_new_tokens", "max_length")
 
 
@@ -16,103 +24,125 @@ _LIMITS = ("max_new_tokens", "max_length")
 class _Open:
     """A line whose requests run."""
 
-    line: object
-    prompt: object
+    line: Line
+    prompt: Prompt
     options: GenerateArguments
-    result: dict
-    requests: list = field(default_factory=list)
+    result: dict[str, Any]
+    generations: list[Generation] = field(default_factory=list)
 
 
 class Job:
-    """Runs the prompts of a file, each as it would run alone.
+    """Runs the prompts of a file. Each gets the text that it would get alone.
 
     Args:
-        generator: a TextGenerationPipeline.
-        arguments: of all prompts: see GenerateArguments, without a seed. A line of JSON may override them.
-        seed: of the first prompt's sampling; each sequence has the next one.
-        results: a JobFile or JobStream.
-        skip_errors: writes a result {"index", "error"} for a prompt that cannot be served, and goes on.
-        progress: called as progress(count, tokens) after each step with what is done by then.
+        generator: What continues the prompts.
+        arguments: The generation arguments of all prompts, without a seed. A line of JSON may override them.
+        seed: The seed of the first prompt's sampling. Each next sequence has the next seed.
+        results: Where the results go.
+        skip_errors: Writes a result {"index", "error"} for a prompt that cannot be served, and goes on.
+        progress: Told after each step of the prompts that are done since the last one; what it is told beside is the
+            number of new tokens so far and the speed.
 
     Example:
         >>> with open("prompts.jsonl", "rb") as file:
         ...     Job(generator, {"max_new_tokens": 50}, 0, JobStream()).run(Lines(file, "prompts.jsonl", json=True))
     """
 
-    def __init__(self, generator, arguments, seed, results, skip_errors=False, progress=None):
-        self._generator, self._engine = generator, generator.engine
-        self._arguments, self._seed, self._results = arguments, seed, results
-        self._skip_errors, self._progress = skip_errors, progress
+    def __init__(
+        self,
+        generator: TextGenerationPipeline,
+        arguments: dict[str, Any],
+        seed: int,
+        results: JobResults,
+        skip_errors: bool = False,
+        progress: Progress = no_progress,
+    ) -> None:
+        self._generator = generator
+        self._engine = generator.engine
+        self._arguments = arguments
+        self._seed = seed
+        self._results = results
+        self._skip_errors = skip_errors
+        self._progress = progress
         self._window = 2 * generator.session.slots  # requests: as many wait as run, so that no slot is idle
-        self._open, self._of_request = {}, {}  # {index: _Open}, {id of a request: its _Open}
-        self._failure = None
-        self._ended = self._tokens = 0
+        self._open: dict[int, _Open] = {}  # by the line's index
+        self._of_generation: dict[int, _Open] = {}  # by the Generation's id
+        self._failure: NeoTFError | None = None
+        self._done = 0  # lines
+        self._reported = 0  # lines
+        self._tokens = 0  # of Generations that have ended
 
-    def run(self, lines):
-        """Runs Lines to their end.
-
-        Where a line cannot be served, those before it are finished first.
+    def run(self, lines: JobLines) -> None:
+        """Runs lines to their end. Where a line cannot be served, the lines before it are finished first.
 
         Raises:
-            NeoTFError: a line that cannot be served, with where it stands; or the results cannot be written.
+            NeoTFError: A line cannot be served, and where it stands; or the results cannot be written.
         """
+        self._started = time.perf_counter()
         try:
             count = self._run(lines)
         except BaseException:
-            for request in [request for one in self._open.values() for request in one.requests]:
-                self._engine.cancel(request)
+            for one in self._open.values():
+                for generation in one.generations:
+                    self._engine.cancel(generation)
             raise
         if self._failure:
             raise self._failure
         self._results.finish(count)
 
-    def _run(self, lines):
-        """How many lines there were."""
-        count, more = 0, True
+    def _run(self, lines: JobLines) -> int:
+        """Returns how many lines there were."""
+        count = 0
+        more = True
         while more or self._open:
             while more and self._has_room(count) and not (self._open and lines.waits):
                 line = next(lines, None)
-                more = line is not None
-                if more and not self._results.holds(line):
+                if line is None:
+                    more = False
+                    break
+                count += 1
+                if not self._results.holds(line):
                     self._start(line)
-                count += more
-                more = more and not self._failure
+                more = self._failure is None
             if self._open:
                 self._step()
-                more = more and not self._failure
+                more = more and self._failure is None
         return count
 
-    def _has_room(self, count):
-        if self._results.ordered and self._open and count - min(self._open) >= _AHEAD * self._window:
+    def _has_room(self, count: int) -> bool:
+        if self._results.ordered and self._open and count - min(self._open) >= _WINDOWS_AHEAD * self._window:
             return False
-        return len(self._of_request) < self._window
+        return len(self._of_generation) < self._window
 
-    def _start(self, line):
+    def _start(self, line: Line) -> None:
         """Submits a line's requests."""
-        result = {"index": line.index}
+        result: dict[str, Any] = {"index": line.index}
         try:
             values = line.read()
-            result |= {"id": values.pop("id")} if "id" in values else {}
+            if "id" in values:
+                result["id"] = values.pop("id")
             if "prompt" not in values:
                 raise RequestError(f'has no "prompt", only {", ".join(map(repr, values)) or "nothing"}')
             one = _Open(line, values.pop("prompt"), self._options(line, values), result)
-            one.requests = self._generator.requests(one.prompt, one.options)
-            for request in one.requests:
+            requests = self._generator.requests(one.prompt, one.options)
+            for request in requests:
                 self._engine.check(request)
         except RequestError as error:
-            self._ended += 1
+            self._done += 1
             self._fail(line, result, error)
             return
         self._open[line.index] = one
-        for request in one.requests:
-            self._of_request[id(request)] = one
-            self._engine.submit(request)
+        for request in requests:
+            generation = self._engine.submit(request)
+            one.generations.append(generation)
+            self._of_generation[id(generation)] = one
 
-    def _options(self, line, values):
+    def _options(self, line: Line, values: dict[str, Any]) -> GenerateArguments:
         for name in values:
             if name in _NOT_IN_JSON:
                 raise RequestError(f"{name} is for calls from Python: JSON cannot say it")
-        values, before = GenerateArguments.known(values), self._arguments
+        values = GenerateArguments.known(values)
+        before = self._arguments
         if any(name in values for name in _LIMITS):
             before = {name: value for name, value in before.items() if name not in _LIMITS}
         options = GenerateArguments.parse(before | values)
@@ -120,42 +150,50 @@ class Job:
             options.seed = self._seed + line.index * options.num_return_sequences
         return options
 
-    def _step(self):
+    def _step(self) -> None:
         self._engine.step()
-        for request in self._engine.ended:
-            one = self._of_request.pop(id(request), None)
+        for generation in self._engine.ended:
+            one = self._of_generation.pop(id(generation), None)
             if one is None:  # of an earlier job, which was interrupted
                 continue
-            self._tokens += len(request.tokens)
-            if all(each.finish_reason for each in one.requests):
+            self._tokens += len(generation.tokens)
+            if all(each.finish_reason for each in one.generations):
                 del self._open[one.line.index]
                 self._end(one)
-        if self._progress:
-            running = [request for one in self._open.values() for request in one.requests]
-            # Those of several sequences that have ended are counted already.
-            tokens = sum(len(request.tokens) for request in running if not request.finish_reason)
-            self._progress(self._ended, self._tokens + tokens)
+        self._report()
 
-    def _end(self, one):
+    def _report(self) -> None:
+        tokens = self._tokens
+        for one in self._open.values():
+            # A line's Generations that have ended are counted already.
+            tokens += sum(len(each.tokens) for each in one.generations if not each.finish_reason)
+        speed = tokens / (time.perf_counter() - self._started)
+        self._progress(self._done - self._reported, f"{tokens} tokens, {speed:.0f} tokens/s")
+        self._reported = self._done
+
+    def _end(self, one: _Open) -> None:
         """Writes what came of a line."""
-        self._ended += 1
-        for request in one.requests:
-            if request.error:
-                self._fail(one.line, one.result, request.error)
+        self._done += 1
+        for generation in one.generations:
+            if generation.error:
+                self._fail(one.line, one.result, generation.error)
                 return
-        sequences = [
-            self._sequence(one, request, found) for request in one.requests for found in request.hypotheses or [request]
-        ]
-        one.result["prompt_tokens"] = len(one.requests[0].prompt)
+        sequences = [sequence for generation in one.generations for sequence in self._sequences(one, generation)]
+        one.result["prompt_tokens"] = len(one.generations[0].request.prompt)
         self._results.add(one.line, one.result | (sequences[0] if len(sequences) == 1 else {"sequences": sequences}))
 
-    def _sequence(self, one, request, found):
-        """One sequence's part of a result: text or ids first, then how it ended."""
-        seed = {"seed": request.sampling.seed} if request.sampling.do_sample else {}
-        end = {"new_tokens": len(found.tokens), "finish_reason": found.finish_reason, **seed}
-        return self._generator.result(one.prompt, request.prompt, found, one.options) | end
+    def _sequences(self, one: _Open, generation: Generation) -> list[dict[str, Any]]:
+        """Each sequence's part of a result: its text or ids first, then how it ended."""
+        sampling = generation.request.sampling
+        seed = {"seed": sampling.seed} if sampling.do_sample else {}
+        sequences = []
+        results = self._generator.results(one.prompt, generation, one.options)
+        for result, found in zip(results, generation.hypotheses or [generation], strict=True):
+            end = {"new_tokens": len(found.tokens), "finish_reason": found.finish_reason}
+            sequences.append(result | end | seed)
+        return sequences
 
-    def _fail(self, line, result, error):
+    def _fail(self, line: Line, result: dict[str, Any], error: Exception) -> None:
         message = f"{line.where}: {one_line(error)}"
         if self._skip_errors:
             self._results.add(line, result | {"error": message})

@@ -1,4 +1,4 @@
-"""The prompts of a job: lines that are read one by one, as far as they have come."""
+"""The prompts of a job: lines that are read one by one, as they come."""
 
 import contextlib
 import json
@@ -6,7 +6,10 @@ import os
 import select
 import zlib
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
 
 from neo_tf.errors import RequestError
 
@@ -18,10 +21,10 @@ class Line:
     """One prompt of a job, as it stands in its file.
 
     Args:
-        index: the how manieth prompt it is, from 0.
-        where: what an error begins with, as "prompts.jsonl:17".
-        raw: its bytes.
-        json: whether they are a JSON object, rather than the prompt itself.
+        index: Its number among the prompts, from 0.
+        where: What an error message begins with, such as "prompts.jsonl:17".
+        raw: Its bytes.
+        json: Whether they are a JSON object, rather than the prompt itself.
     """
 
     index: int
@@ -30,15 +33,15 @@ class Line:
     json: bool
 
     @property
-    def checksum(self):
-        """By which a resumed job sees that the line is the same."""
+    def checksum(self) -> int:
+        """Tells a resumed job whether the line is the same as before."""
         return zlib.crc32(self.raw)
 
-    def read(self):
-        """What it says: {"prompt": a text or token ids, ...}.
+    def read(self) -> dict[str, Any]:
+        """What it says: {"prompt": a text or token ids, and arguments of generation}.
 
         Raises:
-            RequestError: it is no such thing.
+            RequestError: It is not UTF-8, or not such an object.
         """
         try:
             text = self.raw.decode("utf-8")
@@ -55,24 +58,44 @@ class Line:
         return values
 
 
-class Lines:
-    """The lines of an open file that are not blank, one by one; more of the file is not read than they need.
+class JobLines(Protocol):
+    """Where a job's lines come from.
 
-    Args:
-        file: with a fileno, not read from yet.
-        name: for errors.
-        json: see Line.
+    Attributes:
+        waits: Whether the next line has yet to come, for example from a pipe.
     """
 
-    def __init__(self, file, name, json):
-        self._file, self._name, self._json = file, name, json
-        self._lines, self._rest, self._ended = deque(), b"", False
-        self._index, self._number = 0, 0
+    @property
+    def waits(self) -> bool: ...  # noqa: D102
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Line]: ...
+
+    def __next__(self) -> Line: ...
+
+
+class Lines:
+    """The lines of an open file that are not blank, one by one; no more of the file is read than they need.
+
+    Args:
+        file: A file with a file descriptor, which nobody has read from yet.
+        name: The file's name in error messages.
+        json: See Line.
+    """
+
+    def __init__(self, file: IO, name: Path | str, json: bool) -> None:
+        self._file = file
+        self._name = name
+        self._json = json
+        self._lines: deque[bytes] = deque()
+        self._rest = b""  # of a block, after its last line break
+        self._ended = False
+        self._index = 0  # of the next prompt
+        self._number = 0  # of the last line, from 1
+
+    def __iter__(self) -> Iterator[Line]:
         return self
 
-    def __next__(self):
+    def __next__(self) -> Line:
         while True:
             while not self._lines and not self._ended:
                 self._read()
@@ -86,16 +109,16 @@ class Lines:
                 return Line(self._index - 1, f"{self._name}:{self._number}", raw, self._json)
 
     @property
-    def waits(self):
-        """Whether the next line has yet to come, as from a pipe."""
-        with contextlib.suppress(OSError, ValueError):  # where select knows no such file it is read at once
+    def waits(self) -> bool:
+        """Whether the next line has yet to come, for example from a pipe."""
+        with contextlib.suppress(OSError, ValueError):  # select cannot ask every kind of file: those are read at once
             while not self._lines and not self._ended:
                 if not select.select([self._file.fileno()], [], [], 0)[0]:
                     return True
                 self._read()
         return False
 
-    def _read(self):
+    def _read(self) -> None:
         block = os.read(self._file.fileno(), _BLOCK)
         *whole, self._rest = (self._rest + block).split(b"\n")
         if not block:
@@ -105,22 +128,22 @@ class Lines:
 
 
 class Given:
-    """Prompts of the command line, as Lines."""
+    """The prompts that were given on the command line, as lines of a job."""
 
     waits = False
 
-    def __init__(self, prompts):
+    def __init__(self, prompts: Sequence[str]) -> None:
         raws = [prompt.encode("utf-8", "surrogateescape") for prompt in prompts]
         self._lines = iter([Line(index, f"prompt {index + 1}", raw, False) for index, raw in enumerate(raws)])
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Line]:
         return self._lines
 
-    def __next__(self):
+    def __next__(self) -> Line:
         return next(self._lines)
 
 
-def count_lines(path):
-    """How many lines of a file are not blank."""
+def count_lines(path: Path) -> int:
+    """The number of a file's lines that are not blank."""
     with open(path, "rb") as file:
         return sum(not line.isspace() for line in file)

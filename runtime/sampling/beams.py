@@ -102,7 +102,8 @@ class BeamSearch:
     Args:
         options: a BeamOptions.
         sampling: a SamplingOptions: its processors see log-probabilities, as in transformers. With
-            do_sample the continuations are drawn by their scores, all of a step's without repetition.
+            do_sample the continuations are drawn by their scores, all of a step's without repetition, and then ranked
+            by them.
         prompt: token ids.
         max_new_tokens: length at which beams finish.
         stop_token_ids: ids that finish a beam; they are its last token.
@@ -212,27 +213,25 @@ class _Group:
         for one, reason in ended:
             if not (self._diverse and reason != "stop" and self._full and self._options.early_stopping is True):
                 self._finish(*one, reason)
-        running = np.flatnonzero([reason != "stop" for reason in reasons])
-        running = running[np.argsort(-values[running], kind="stable")][: self._size]
+        running = np.flatnonzero([reason != "stop" for reason in reasons])[: self._size]
         self.done = bool(end) or not running.size or self._is_done(values[0 if self._diverse else running[0]], new)
         if not running.size:
             return np.arange(self._size) % len(logs), np.zeros(self._size, np.int64)
         return self._follow(np.resize(running, self._size), running.size, values, beams, tokens, added)
 
     def _candidates(self, totals):
-        """The best continuations that are possible, or some that are drawn: scores, beams and tokens, as they rank."""
+        """The best continuations that are possible, or some that are drawn: scores, beams and tokens, best first."""
         flat = totals.reshape(-1)
         if self._generator is None:
             ids = largest(flat, self._count)
             ids = ids[flat[ids] > _NONE]
-            keys = flat[ids]
         else:
             ids = np.flatnonzero(flat > _NONE)
-            # Gumbel's trick: the first is drawn by the scores' softmax, each next one by what then is left.
+            # Gumbel's trick: the largest key is a draw by the scores' softmax, each next one a draw of what is left.
             keys = flat[ids] - np.log(self._generator.standard_exponential(ids.size))
             best = largest(keys, self._count)
-            ids, keys = ids[best], keys[best]
-        ids = ids[np.argsort(-keys, kind="stable")[: self._count]]
+            ids = ids[best[np.argsort(-keys[best])[: self._count]]]
+        ids = ids[np.argsort(-flat[ids], kind="stable")[: self._count]]
         return flat[ids], *np.divmod(ids, totals.shape[1])
 
     def _stopped(self, beam, token):

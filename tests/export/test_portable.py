@@ -211,8 +211,8 @@ def test_a_left_padded_batch_is_transformers_own(heads, head, tmp_path):
         positions = positions_of(mask)[:, -step.shape[1] :]
         inputs = {"input_ids": step, "attention_mask": mask, "position_ids": positions}
         with torch.no_grad():
-            found = model(**{k: torch.from_numpy(v) for k, v in inputs.items()}, past_key_values=cache, use_cache=True)
-        cache, logits = found.past_key_values, batch.run(step, mask, positions)
+            found = model(**{k: torch.from_numpy(v) for k, v in inputs.items()}, cache=cache, use_cache=True)
+        cache, logits = found.cache, batch.run(step, mask, positions)
         seen = mask[:, -step.shape[1] :] == 1
         assert np.abs((logits - found.logits.numpy())[seen]).max() < TOLERANCE
         step = logits[:, -1].argmax(-1)[:, None]

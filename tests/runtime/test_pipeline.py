@@ -8,6 +8,7 @@ from conftest import DECODABLE, GOLDEN, PADDING, TINY_PYTHON, Reference
 
 import neo_tf
 from neo_tf.errors import CheckpointError, RequestError
+from neo_tf.runtime.engine.generation import Generation
 from neo_tf.runtime.engine.stopping import Stopping
 from neo_tf.runtime.sampling.beams import Hypothesis
 from neo_tf.text_generation import pipeline
@@ -207,14 +208,15 @@ def give(prompt, tokens):
     """An engine's generate that answers with the given tokens."""
 
     def generate(requests):
-        for request in requests:
-            assert request.prompt == prompt
-            stopping = Stopping(request, SimpleNamespace(n_ctx=512))
+        generations = [Generation(request) for request in requests]
+        for generation in generations:
+            assert list(generation.request.prompt) == prompt
+            stopping = Stopping(generation, SimpleNamespace(n_ctx=512))
             for token in tokens:
                 text = stopping(token)
-                if request.on_text:
-                    request.on_text(text)
-        return requests
+                if generation.request.on_text:
+                    generation.request.on_text(text)
+        return generations
 
     return generate
 
@@ -321,13 +323,16 @@ def test_beams_come_back_best_first_as_transformers_lists_them(generator, monkey
     asked = []
 
     def generate(requests):
-        for request in requests:
-            asked.append(request.prompt)
-            for number in range(request.beams.num_return_sequences):
+        generations = [Generation(request) for request in requests]
+        for generation in generations:
+            asked.append(list(generation.request.prompt))
+            hypotheses = []
+            for number in range(generation.request.beams.num_return_sequences):
                 tokens = generator.tokenizer.encode(f" pass{number}")
-                request.hypotheses.append(Hypothesis(tokens, -1.5 - number, "stop", [-0.5] * len(tokens)))
-                request.hypotheses[-1].text = generator.tokenizer.decode(tokens)
-        return requests
+                hypotheses.append(Hypothesis(tokens, -1.5 - number, "stop", [-0.5] * len(tokens)))
+                hypotheses[-1].text = generator.tokenizer.decode(tokens)
+            generation.finish_with(hypotheses)
+        return generations
 
     monkeypatch.setattr(generator.engine, "generate", generate)
     beams = {"num_beams": 3, "num_return_sequences": 2}

@@ -13,6 +13,7 @@ from conftest import GOLDEN, TINY_PYTHON, run_cli
 import neo_tf
 from neo_tf.errors import ConfigError, RequestError
 from neo_tf.evaluation.verify import TOLERANCE, Deviation, default_tokens, verify, verify_work
+from neo_tf.onnx_folder import OnnxFolder
 from neo_tf.runtime.device.session import Session
 from neo_tf.runtime.tokenizer import Tokenizer
 
@@ -57,7 +58,7 @@ def test_a_right_export_passes(exported, name):
     config = neo_tf.GPTNeoConfig.from_file(source / "config.json")
     tokens = default_tokens(config)
     assert {deviation.logits for deviation in found} == {tokens * config.n_vocab}
-    assert sum(done) == verify_work(tokens, exported(source), "fp32")
+    assert sum(done) == verify_work(tokens, OnnxFolder.read(exported(source)), "fp32")
 
 
 @pytest.mark.parametrize("graph", ["decoder.onnx", "model.onnx"])

@@ -20,8 +20,9 @@ MODELS = {"tiny-python": TINY_PYTHON} | {
 }
 
 
-def found(request):
-    return [(one.tokens, one.finish_reason) for one in request.hypotheses], [one.score for one in request.hypotheses]
+def found(generation):
+    texts = [(one.tokens, one.finish_reason) for one in generation.hypotheses]
+    return texts, [one.score for one in generation.hypotheses]
 
 
 def assert_same(one, other):
@@ -38,7 +39,7 @@ def test_sequences_and_scores_are_transformers(exported, judge, name, length, be
     session = Session(exported(MODELS[name]), slots=beams)
     new = min(60, session.config.n_ctx - length)  # past the window of 16
     request = Request(prompt, max_new_tokens=new, beams=BeamOptions(beams, num_return_sequences=beams))
-    Engine(session).generate([request])
+    (generation,) = Engine(session).generate([request])
     expected = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, length, dtype=torch.long),
@@ -50,10 +51,10 @@ def test_sequences_and_scores_are_transformers(exported, judge, name, length, be
         return_dict_in_generate=True,
         output_scores=True,
     )
-    assert [one.tokens for one in request.hypotheses] == expected.sequences[:, length:].tolist()
-    scores = [one.score for one in request.hypotheses]
+    assert [one.tokens for one in generation.hypotheses] == expected.sequences[:, length:].tolist()
+    scores = [one.score for one in generation.hypotheses]
     np.testing.assert_allclose(scores, expected.sequences_scores.numpy(), atol=TOLERANCE)
-    assert request.tokens == request.hypotheses[0].tokens and request.finish_reason == "length"
+    assert generation.tokens == generation.hypotheses[0].tokens and generation.finish_reason == "length"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -70,14 +71,11 @@ def test_beams_are_the_same_in_company_and_fill_the_context(exported, name):
         stops = tuple(rng.sample(range(config.n_vocab), config.n_vocab // 20))
         new = rng.choice([config.n_ctx - length, 1 + (config.n_ctx - length) // 2])
         sampling = SamplingOptions(do_sample=number % 4 == 0, seed=number, repetition_penalty=1.1)
-        requests.append({"prompt": prompt, "max_new_tokens": new, "beams": beams, "stop_token_ids": stops})
-        requests[-1]["sampling"] = sampling
-    same = together.generate([Request(**one) for one in requests])
-    for arguments, request in zip(requests, same, strict=True):
-        expected = Request(**arguments)
-        alone.generate([expected])
-        assert (request.tokens, request.finish_reason) == (expected.tokens, expected.finish_reason)
-        assert_same(request, expected)
+        requests.append(Request(prompt, new, stop_token_ids=stops, sampling=sampling, beams=beams))
+    for request, same in zip(requests, together.generate(requests), strict=True):
+        (expected,) = alone.generate([request])
+        assert (same.tokens, same.finish_reason) == (expected.tokens, expected.finish_reason)
+        assert_same(same, expected)
 
 
 def test_only_what_differs_is_copied(exported):
@@ -104,18 +102,16 @@ def test_stop_strings_end_beams_and_their_texts(exported):
     engine = Engine(Session(exported(TINY_PYTHON), slots=5))
     prompt = tokenizer.encode("def read(path):\n    ")
     common = {"max_new_tokens": 24, "tokenizer": tokenizer, "beams": BeamOptions(5, 5, length_penalty=0)}
-    plain = Request(prompt, **common)
-    engine.generate([plain])
+    (plain,) = engine.generate([Request(prompt, **common)])
     stop = plain.text[8:11]  # likely to come in other beams too
-    request = Request(prompt, stop_strings=(stop,), **common)
-    engine.generate([request])
-    stopped = [one for one in request.hypotheses if one.finish_reason == "stop"]
+    (whole,) = engine.generate([Request(prompt, stop_strings=(stop,), **common)])
+    stopped = [one for one in whole.hypotheses if one.finish_reason == "stop"]
     assert len(stopped) >= 2
     for one in stopped:
         assert stop in one.text and stop not in tokenizer.decode(one.tokens[:-1])
-    cut = Request(prompt, stop_strings=(stop,), include_stop_str_in_output=False, **common)
-    engine.generate([cut])
-    assert [one.tokens for one in cut.hypotheses] == [one.tokens for one in request.hypotheses]
+    request = Request(prompt, stop_strings=(stop,), include_stop_str_in_output=False, **common)
+    (cut,) = engine.generate([request])
+    assert [one.tokens for one in cut.hypotheses] == [one.tokens for one in whole.hypotheses]
     assert all(stop not in one.text for one in cut.hypotheses)
     assert cut.text == cut.hypotheses[0].text
 
@@ -123,25 +119,21 @@ def test_stop_strings_end_beams_and_their_texts(exported):
 def test_cancelling_and_max_time_free_all_slots(exported):
     session = Session(exported(GOLDEN / "tiny-global-local"), slots=4)
     engine = Engine(session)
-    request = Request([1, 2, 3], beams=BeamOptions(4))
-    engine.submit(request)
+    cancelled = engine.submit(Request([1, 2, 3], beams=BeamOptions(4)))
     for _ in range(5):
         engine.step()
-    engine.cancel(request)
-    assert not engine.step() and request.finish_reason == "cancelled"
-    timed = Request([1, 2, 3], beams=BeamOptions(4, 2), max_time=1e-9)
-    engine.generate([timed])
+    engine.cancel(cancelled)
+    assert not engine.step() and cancelled.finish_reason == "cancelled"
+    (timed,) = engine.generate([Request([1, 2, 3], beams=BeamOptions(4, 2), max_time=1e-9)])
     assert [one.finish_reason for one in timed.hypotheses] == ["time"] * 2 and len(timed.tokens) == 1
-    again = Request([1, 2, 3], max_new_tokens=5, beams=BeamOptions(4))
-    engine.generate([again])
+    (again,) = engine.generate([Request([1, 2, 3], max_new_tokens=5, beams=BeamOptions(4))])
     assert len(again.tokens) == 5
 
 
 def test_a_step_that_fails_ends_the_request_once(exported):
     session = Session(exported(GOLDEN / "tiny-global-local"), slots=5)
     engine, decode = Engine(session), session.decode
-    request, other = Request([1, 2, 3], beams=BeamOptions(4)), Request([4], max_new_tokens=4)
-    engine.submit(request)
+    failed = engine.submit(Request([1, 2, 3], beams=BeamOptions(4)))
     engine.step()
 
     def failing(*arguments):
@@ -149,9 +141,9 @@ def test_a_step_that_fails_ends_the_request_once(exported):
 
     session.decode = failing
     engine.step()
-    assert engine.ended == [request] and "no memory" in str(request.error)
+    assert engine.ended == [failed] and "no memory" in str(failed.error)
     session.decode = decode
-    engine.generate([other])
+    (other,) = engine.generate([Request([4], max_new_tokens=4)])
     assert len(other.tokens) == 4
 
 

@@ -45,11 +45,10 @@ def golden_rows(name):
     return [(prompt, new) for rows in reference.greedy.values() for prompt, new in rows]
 
 
-def alone(engine, request):
-    """The same request, run alone by an engine of one slot."""
-    copy = dataclasses.replace(request)
-    engine.generate([copy])
-    return copy
+def run(engine, request):
+    """What comes of a request that runs alone."""
+    (generation,) = engine.generate([request])
+    return generation
 
 
 # ---- the original's continuations
@@ -61,10 +60,11 @@ def test_greedy_continuations_are_the_originals(engine, name, slots):
     rows = golden_rows(name)
     assert rows
     requests = [Request(prompt, max_new_tokens=len(new)) for prompt, new in rows]
-    assert engine(name, slots).generate(requests) is requests
-    for request, (_, new) in zip(requests, rows, strict=True):
-        assert request.tokens == new
-        assert request.finish_reason == "length"
+    generations = engine(name, slots).generate(requests)
+    assert [generation.request for generation in generations] == requests
+    for generation, (_, new) in zip(generations, rows, strict=True):
+        assert generation.tokens == new
+        assert generation.finish_reason == "length"
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 5, 20])
@@ -77,9 +77,9 @@ def test_half_prefilled_rows_between_running_ones_change_nothing(engine, small_c
         left = new[given : given + (len(new), 3, 11)[number % 3]]
         requests.append(Request(prompt + new[:given], max_new_tokens=len(left) or 1))
         expected.append(left)
-    engine(name, slots).generate(requests)
-    for request, tokens in zip(requests, expected, strict=True):
-        assert request.tokens[: len(tokens)] == tokens
+    generations = engine(name, slots).generate(requests)
+    for generation, tokens in zip(generations, expected, strict=True):
+        assert generation.tokens[: len(tokens)] == tokens
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -89,11 +89,11 @@ def test_a_stop_token_ends_a_request(engine, name, key, slots):
     eos = json.loads((GOLDEN / name / "report.json").read_text())[f"greedy_{key}"]["eos_id"]
     rows = Reference.load(GOLDEN / name).greedy[key]
     requests = [Request(prompt, max_new_tokens=len(new), stop_token_ids=(eos,)) for prompt, new in rows]
-    engine(name, slots).generate(requests)
-    for request, (_, new) in zip(requests, rows, strict=True):
+    generations = engine(name, slots).generate(requests)
+    for generation, (_, new) in zip(generations, rows, strict=True):
         stopped = eos in new
-        assert request.tokens == (new[: new.index(eos) + 1] if stopped else new)
-        assert request.finish_reason == ("stop" if stopped else "length")
+        assert generation.tokens == (new[: new.index(eos) + 1] if stopped else new)
+        assert generation.finish_reason == ("stop" if stopped else "length")
 
 
 def test_the_stop_tests_see_both_ends(exported):
@@ -117,37 +117,32 @@ def test_the_context_is_filled_to_its_last_position(engine, name, limit):
     n_ctx = len(inputs)
     for prompt in ([inputs[0]], inputs[: n_ctx // 2], inputs[: n_ctx - 2], inputs[: n_ctx - 1]):
         room = n_ctx - len(prompt)
-        request = Request(prompt, max_new_tokens=room if limit else None)
-        engine(name).generate([request])
-        assert len(request.tokens) == room and request.finish_reason == "length"
+        found = run(engine(name), Request(prompt, max_new_tokens=room if limit else None))
+        assert len(found.tokens) == room and found.finish_reason == "length"
     # The last token was chosen from position n_ctx - 2, of which the original's logits are known.
     kept = reference.positions.tolist()
     if n_ctx - 2 in kept:
-        assert request.tokens == [int(reference.logits[0, kept.index(n_ctx - 2)].argmax())]
+        assert found.tokens == [int(reference.logits[0, kept.index(n_ctx - 2)].argmax())]
 
 
 def test_original_continuations_up_to_the_last_position(engine):
     """tiny-global's context is 64: the original filled it."""
     (prompt, new), _ = Reference.load(GOLDEN / "tiny-global").greedy["fp32_compute"]
     assert len(prompt) + len(new) == 64
-    request = Request(prompt)
-    engine("tiny-global").generate([request])
-    assert request.tokens == new
+    assert run(engine("tiny-global"), Request(prompt)).tokens == new
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7])
 def test_max_new_tokens(engine, limit):
     prompt, new = golden_rows("vocab-padded")[0]
-    request = Request(prompt, max_new_tokens=limit)
-    engine("vocab-padded").generate([request])
-    assert request.tokens == new[:limit] and request.finish_reason == "length"
+    found = run(engine("vocab-padded"), Request(prompt, max_new_tokens=limit))
+    assert found.tokens == new[:limit] and found.finish_reason == "length"
 
 
 def test_a_stop_token_at_the_limit_is_a_stop(engine):
     prompt, new = golden_rows("vocab-padded")[0]
-    request = Request(prompt, max_new_tokens=3, stop_token_ids=(new[2],))
-    engine("vocab-padded").generate([request])
-    assert request.tokens == new[:3] and request.finish_reason == "stop"
+    found = run(engine("vocab-padded"), Request(prompt, max_new_tokens=3, stop_token_ids=(new[2],)))
+    assert found.tokens == new[:3] and found.finish_reason == "stop"
 
 
 @pytest.mark.parametrize("extra", [0, 1, 2, 5])
@@ -157,12 +152,12 @@ def test_min_new_tokens_puts_the_end_off(engine, extra):
     stop = new[3]
     assert stop not in new[:3]
     request = Request(prompt, max_new_tokens=20, min_new_tokens=3 + extra, stop_token_ids=(stop,))
-    engine("vocab-padded").generate([request])
-    assert request.tokens[:3] == new[:3]
+    tokens = run(engine("vocab-padded"), request).tokens
+    assert tokens[:3] == new[:3]
     if extra == 0:
-        assert request.tokens == new[:4]
+        assert tokens == new[:4]
     else:
-        assert stop not in request.tokens[: 3 + extra] and len(request.tokens) > 3 + extra
+        assert stop not in tokens[: 3 + extra] and len(tokens) > 3 + extra
 
 
 def test_min_new_tokens_is_transformers(engine, tmp_path_factory):
@@ -184,8 +179,7 @@ def test_min_new_tokens_is_transformers(engine, tmp_path_factory):
             pad_token_id=1,
         )[0, len(prompt) :].tolist()
         request = Request(prompt, max_new_tokens=40, min_new_tokens=least, stop_token_ids=tuple(stops))
-        engine("tiny-python").generate([request])
-        assert request.tokens == expected
+        assert run(engine("tiny-python"), request).tokens == expected
 
 
 # ---- company
@@ -227,68 +221,68 @@ def test_random_company_changes_no_request(engine, small_chunks, name, seed):
     together = engine(name, slots=int(generator.integers(2, 6)))
     requests = random_requests(generator, together.config.n_ctx, together.config.n_vocab, 12)
     # Some come while others run.
-    for request in requests[:4]:
-        together.submit(request)
+    generations = [together.submit(request) for request in requests[:4]]
     for request in requests[4:]:
         for _ in range(generator.integers(0, 4)):
             together.step()
-        together.submit(request)
+        generations.append(together.submit(request))
     while together.step():
         pass
     single = engine(name)
-    for request in requests:
-        other = alone(single, request)
-        assert (request.tokens, request.finish_reason) == (other.tokens, other.finish_reason)
-        np.testing.assert_allclose(request.token_logprobs, other.token_logprobs, atol=1e-4)
-        np.testing.assert_allclose(request.prompt_token_logprobs, other.prompt_token_logprobs, atol=1e-4)
-        assert request.finish_reason in ("stop", "length")
-        assert len(request.tokens) >= max(1, request.min_new_tokens)
+    for request, found in zip(requests, generations, strict=True):
+        other = run(single, request)
+        assert (found.tokens, found.finish_reason) == (other.tokens, other.finish_reason)
+        np.testing.assert_allclose(found.token_logprobs, other.token_logprobs, atol=1e-4)
+        np.testing.assert_allclose(found.prompt_token_logprobs, other.prompt_token_logprobs, atol=1e-4)
+        assert found.finish_reason in ("stop", "length")
+        assert len(found.tokens) >= max(1, request.min_new_tokens)
 
 
 def test_prompt_log_probabilities_are_the_originals(engine, small_chunks):
     """Every token's but the first, over several chunks; and they change no token."""
     reference = Reference.load(*MODELS["tiny-local-radius"])
     inputs, kept = reference.inputs[0].tolist(), reference.positions.tolist()
-    plain, request = (Request(inputs[:23], 4, prompt_logprobs=count) for count in (None, 3))
-    engine("tiny-local-radius", 2).generate([plain, request])
-    assert request.tokens == plain.tokens and plain.prompt_token_logprobs == []
-    assert len(request.prompt_token_logprobs) == len(request.prompt_top_logprobs) == 22
+    requests = [Request(inputs[:23], 4, prompt_logprobs=count) for count in (None, 3)]
+    plain, found = engine("tiny-local-radius", 2).generate(requests)
+    assert found.tokens == plain.tokens and plain.prompt_token_logprobs == []
+    assert len(found.prompt_token_logprobs) == len(found.prompt_top_logprobs) == 22
     for position in [place for place in kept if place < 22]:
         logits = reference.logits[0, kept.index(position)].astype(np.float64)
         logs = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
-        assert request.prompt_token_logprobs[position] == pytest.approx(logs[inputs[position + 1]], abs=1e-4)
-        assert list(request.prompt_top_logprobs[position]) == np.argsort(-logs)[:3].tolist()
+        assert found.prompt_token_logprobs[position] == pytest.approx(logs[inputs[position + 1]], abs=1e-4)
+        assert list(found.prompt_top_logprobs[position]) == np.argsort(-logs)[:3].tolist()
 
 
 def test_seeds_decide_and_differ(engine):
     prompt, _ = golden_rows("vocab-padded")[0]
 
-    def run(*seeds):
+    def draw(*seeds):
         requests = [
             Request(prompt, 20, sampling=SamplingOptions(do_sample=True, temperature=2.0, seed=seed)) for seed in seeds
         ]
-        engine("vocab-padded", 2).generate(requests)
-        return [request.tokens for request in requests]
+        return [generation.tokens for generation in engine("vocab-padded", 2).generate(requests)]
 
-    first = run(1, 2, 1, 3)
+    first = draw(1, 2, 1, 3)
     assert first[0] == first[2] and first[0] != first[1] != first[3]
-    assert run(3, 2, 1) == [first[3], first[1], first[0]]
+    assert draw(3, 2, 1) == [first[3], first[1], first[0]]
 
 
 def test_tokens_arrive_one_by_one_and_in_order(engine):
     seen = []
-    requests = []
+    generations = []
+    two = engine("vocab-padded", 2)
     for number, (prompt, new) in enumerate(golden_rows("vocab-padded")[:5]):
 
         def tell(token, number=number):
-            seen.append((number, token, list(requests[number].tokens)))
+            seen.append((number, token, list(generations[number].tokens)))
 
-        requests.append(Request(prompt, max_new_tokens=min(len(new), 9), on_token=tell))
-    engine("vocab-padded", 2).generate(requests)
-    for number, request in enumerate(requests):
+        generations.append(two.submit(Request(prompt, max_new_tokens=min(len(new), 9), on_token=tell)))
+    while two.step():
+        pass
+    for number, generation in enumerate(generations):
         mine = [(token, so_far) for who, token, so_far in seen if who == number]
-        assert [token for token, _ in mine] == request.tokens
-        assert [so_far[-1] for _, so_far in mine] == request.tokens
+        assert [token for token, _ in mine] == generation.tokens
+        assert [so_far[-1] for _, so_far in mine] == generation.tokens
     # Two slots: the second's first token comes before the first's last.
     order = [number for number, _, _ in seen]
     assert order.index(1) < len(order) - 1 - order[::-1].index(0)
@@ -296,11 +290,9 @@ def test_tokens_arrive_one_by_one_and_in_order(engine):
 
 def test_a_long_prompt_does_not_stall_those_that_run(engine, small_chunks):
     both = engine("tiny-local-radius", 2)
-    running = Request([4, 8, 160], max_new_tokens=50)
-    both.submit(running)
+    running = both.submit(Request([4, 8, 160], max_new_tokens=50))
     both.step()
-    long = Request(list(range(100)), max_new_tokens=1)
-    both.submit(long)
+    long = both.submit(Request(list(range(100)), max_new_tokens=1))
     before, steps = len(running.tokens), 0
     while long.finish_reason is None:
         both.step()
@@ -323,9 +315,8 @@ def test_finished_slots_are_taken_at_once(engine):
 
 def test_the_first_token_of_a_request_may_end_it(engine):
     prompt, new = golden_rows("vocab-padded")[0]
-    requests = [Request(prompt, max_new_tokens=1) for _ in range(5)]
-    engine("vocab-padded", 2).generate(requests)
-    assert [request.tokens for request in requests] == [new[:1]] * 5
+    generations = engine("vocab-padded", 2).generate([Request(prompt, max_new_tokens=1) for _ in range(5)])
+    assert [generation.tokens for generation in generations] == [new[:1]] * 5
 
 
 # ---- what is refused
@@ -364,23 +355,22 @@ def test_what_cannot_be_served_is_refused_and_nothing_else_starts(engine, case):
     request, message = REFUSED[case]
     one = engine("tiny-global")
     prompt, new = golden_rows("tiny-global")[0]
-    good = Request(prompt, max_new_tokens=6)
+    told = []
+    good = Request(prompt, max_new_tokens=6, on_token=told.append)
     with pytest.raises(RequestError, match=message) as error:
         one.generate([good, request])
     assert "\n" not in str(error.value)
-    assert good.tokens == [] and not one.step()
+    assert told == [] and not one.step()
     with pytest.raises(RequestError):
         one.submit(request)
     assert not one.step()
-    one.generate([good])
-    assert good.tokens == new[:6]
+    assert run(one, good).tokens == new[:6] == told
 
 
 def test_numpy_prompts_are_served(engine):
     prompt, new = golden_rows("vocab-padded")[0]
-    request = Request(np.array(prompt, np.int32), max_new_tokens=5)
-    engine("vocab-padded").generate([request])
-    assert request.tokens == new[:5] and all(type(token) is int for token in request.tokens)
+    tokens = run(engine("vocab-padded"), Request(np.array(prompt, np.int32), max_new_tokens=5)).tokens
+    assert tokens == new[:5] and all(type(token) is int for token in tokens)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -397,14 +387,12 @@ def test_an_interrupted_call_leaves_the_engine_usable(engine, error):
     interrupted = [Request(prompt, max_new_tokens=20, on_token=fail) for prompt, _ in rows[:4]]
     with pytest.raises(error):
         two.generate(interrupted)
-    left, count = [list(request.tokens) for request in interrupted], len(told)
+    count = len(told)
     assert count <= 4  # an error of its own stream leaves a neighbour in the same step its token
     for _ in range(2):
-        requests = [Request(prompt, max_new_tokens=9) for prompt, _ in rows]
-        two.generate(requests)
-        assert [request.tokens for request in requests] == [new[:9] for _, new in rows]
-    assert len(told) == count
-    assert [request.tokens for request in interrupted] == left
+        generations = two.generate([Request(prompt, max_new_tokens=9) for prompt, _ in rows])
+        assert [generation.tokens for generation in generations] == [new[:9] for _, new in rows]
+    assert len(told) == count  # nothing of the interrupted ones goes on
 
 
 def test_a_function_of_ones_own_fails_its_request_alone(engine):
@@ -415,18 +403,17 @@ def test_a_function_of_ones_own_fails_its_request_alone(engine):
     def fail(*arguments):
         raise KeyError("mine")
 
-    good = Request(prompt, 12)
-    bad = [
+    requests = [
         Request(prompt, 12, sampling=SamplingOptions(logits_processor=[fail])),
+        Request(prompt, 12),
         Request(prompt, 12, tokenizer=tokenizer, on_text=fail),
     ]
     three = engine("tiny-python", 3)
-    for request in (bad[0], good, bad[1]):
-        three.submit(request)
+    first, good, last = map(three.submit, requests)
     while three.step():
         pass
     assert good.tokens == new[:12]
-    assert [(one.finish_reason, type(one.error)) for one in bad] == [("error", KeyError)] * 2
+    assert [(one.finish_reason, type(one.error)) for one in (first, last)] == [("error", KeyError)] * 2
 
 
 def test_no_token_left_ends_a_request(engine):
@@ -441,9 +428,9 @@ def test_no_token_left_ends_a_request(engine):
         Request([7], 50, sampling=SamplingOptions(suppress_tokens=everything)),
         Request([7], 50, sampling=dataclasses.replace(banned, no_repeat_ngram_size=1)),
     ]
-    three.generate(requests)
-    assert [request.finish_reason for request in requests] == ["length", "stop", "stop"]
-    assert requests[0].tokens == new[:9] and requests[1].tokens == [] and sorted(requests[2].tokens) == [4, 5]
+    first, second, third = three.generate(requests)
+    assert [one.finish_reason for one in (first, second, third)] == ["length", "stop", "stop"]
+    assert first.tokens == new[:9] and second.tokens == [] and sorted(third.tokens) == [4, 5]
 
 
 @pytest.mark.parametrize("name", ["tiny-python", "mem-kv", "attn-mix"])
@@ -457,10 +444,10 @@ def test_prompts_in_int8_are_the_same_in_company(tmp_path, name):
     ids = np.random.default_rng(3).integers(0, session.config.n_vocab, 60).tolist()
     lengths = [1, 9, 1, 40, 2, 1, 17, 5, 1]
     requests = [Request(ids[at : at + length], max_new_tokens=12) for at, length in enumerate(lengths)]
-    Engine(session).generate(requests)
+    generations = Engine(session).generate(requests)
     single = Engine(Session(tmp_path / "onnx"), prefix_cache_bytes=0)
-    for request, length in zip(requests, lengths, strict=True):
-        assert request.tokens == alone(single, request).tokens
+    for generation, length in zip(generations, lengths, strict=True):
+        assert generation.tokens == run(single, generation.request).tokens
         assert any(length - 1 in past for past in runs) or length == 1 or not exact_int8()
 
 
@@ -477,11 +464,11 @@ def test_the_last_sequences_move_to_the_slots_that_others_left(exported, name, t
     session.cache.copy = lambda *places: (copies.append(places), copy(*places))
     new = min(100, session.config.n_ctx - 3)
     requests = [Request([number, 1, 2], max_new_tokens=length) for number, length in enumerate((3, new, 3, new))]
-    Engine(session, cache_bytes=limit).generate(requests)
+    generations = Engine(session, cache_bytes=limit).generate(requests)
     assert (not copies) if tight else (copies and widths[len(widths) // 2] == (0, 2))
     single = Engine(Session(folder))
-    for request in requests:
-        assert request.tokens == alone(single, request).tokens
+    for generation in generations:
+        assert generation.tokens == run(single, generation.request).tokens
 
 
 class NoTokenizer:
@@ -493,16 +480,15 @@ class NoTokenizer:
 
 def test_a_request_that_cannot_begin_fails_alone_and_gives_its_slots_back(engine):
     made = engine("tiny-global-local", slots=2)
-    good, bad = Request([1, 2], max_new_tokens=9), Request([3], max_new_tokens=9, tokenizer=NoTokenizer())
-    for request in (bad, good):
-        made.submit(request)
+    bad = made.submit(Request([3], max_new_tokens=9, tokenizer=NoTokenizer()))
+    good = made.submit(Request([1, 2], max_new_tokens=9))
     while made.step():
         pass
     assert good.finish_reason == "length" and bad.finish_reason == "error" and "no such tokenizer" in str(bad.error)
-    assert made.free_slots == 2
+    assert made.slots.free == 2
     with pytest.raises(OSError, match="no such tokenizer"):
         made.generate([Request([1, 2]), Request([3], tokenizer=NoTokenizer())])
-    assert made.free_slots == 2
+    assert made.slots.free == 2
 
 
 @pytest.mark.parametrize(
@@ -520,11 +506,24 @@ def test_what_would_fail_later_is_refused_at_once(engine, values, told):
         engine("tiny-global-local", slots=4).submit(Request([1, 2], **values))
 
 
-def test_a_request_is_queued_once(engine):
+def test_a_request_may_run_twice_and_each_run_has_its_own_result(engine):
     made, request = engine("tiny-global-local", slots=2), Request([1, 2], max_new_tokens=4)
-    with pytest.raises(RequestError, match="queued already"):
-        made.generate([request, request])
-    assert made.free_slots == 2 and not made.step()
+    first, second = made.generate([request, request])
+    assert first is not second and first.tokens == second.tokens and len(first.tokens) == 4
+    assert made.slots.free == 2 and not made.step()
+
+
+def test_a_request_does_not_change(engine):
+    """Neither by the engine, nor with the lists that it was made of: what was checked is what runs."""
+    prompt, stops = [1, 2], [7]
+    request = Request(prompt, max_new_tokens=4, stop_token_ids=stops)
+    prompt[0] = 10**9
+    stops.append("no id")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        request.max_new_tokens = 0
+    assert len(run(engine("tiny-global-local"), request).tokens) == 4
+    assert (request.prompt, request.stop_token_ids) == ((1, 2), (7,))
+    assert Request(iter([1, 2])).prompt == (1, 2)  # an iterator is read once
 
 
 @pytest.mark.parametrize("name, value", [("cache_bytes", 0), ("cache_bytes", "2GB"), ("prefix_cache_bytes", -5)])
@@ -540,13 +539,12 @@ def test_stop_strings_past_the_window_and_at_the_last_position(exported, lookup)
     session = Session(exported(TINY_PYTHON))
     made, n_ctx = Engine(session), session.config.n_ctx
     prompt = (tokenizer.encode("def read_lines(path):\n") * 40)[: n_ctx - 60]  # far past the window of 256
-    whole = Request(prompt, tokenizer=tokenizer, sampling=SamplingOptions(do_sample=True, seed=5))
-    made.generate([whole])
+    sampling = SamplingOptions(do_sample=True, seed=5)
+    whole = run(made, Request(prompt, tokenizer=tokenizer, sampling=sampling))
     assert len(prompt) + len(whole.tokens) == n_ctx and whole.finish_reason == "length"
     last = tokenizer.decode(whole.tokens[-1:])
     for stop in {whole.text[at : at + 3] for at in (9, 40, 80)} | {last}:
-        options = {"sampling": whole.sampling, "stop_strings": (stop,), "prompt_lookup_num_tokens": lookup}
-        request = Request(prompt, tokenizer=tokenizer, include_stop_str_in_output=False, **options)
-        made.generate([request])
-        assert request.finish_reason == "stop" and request.text == whole.text[: whole.text.index(stop)]
-        assert request.tokens == whole.tokens[: len(request.tokens)]
+        options = {"sampling": sampling, "stop_strings": (stop,), "prompt_lookup_num_tokens": lookup}
+        found = run(made, Request(prompt, tokenizer=tokenizer, include_stop_str_in_output=False, **options))
+        assert found.finish_reason == "stop" and found.text == whole.text[: whole.text.index(stop)]
+        assert found.tokens == whole.tokens[: len(found.tokens)]

@@ -1,7 +1,5 @@
 """Any requests at any times, with cancellations and refusals: each comes to what it comes to alone."""
 
-import dataclasses
-
 import hypothesis
 import numpy as np
 import pytest
@@ -57,13 +55,13 @@ def requests(draw, config, kinds, most):
     )
 
 
-def assert_same(request, alone, tolerance):
-    assert (request.tokens, request.finish_reason) == (alone.tokens, alone.finish_reason)
-    assert [one.tokens for one in request.hypotheses] == [one.tokens for one in alone.hypotheses]
+def assert_same(found, alone, tolerance):
+    assert (found.tokens, found.finish_reason) == (alone.tokens, alone.finish_reason)
+    assert [one.tokens for one in found.hypotheses] == [one.tokens for one in alone.hypotheses]
     for name in ("token_logprobs", "prompt_token_logprobs"):
-        np.testing.assert_allclose(getattr(request, name), getattr(alone, name), rtol=0, atol=tolerance)
-    found, expected = ([one.score for one in each.hypotheses] for each in (request, alone))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(getattr(found, name), getattr(alone, name), rtol=0, atol=tolerance)
+    scores, expected = ([one.score for one in each.hypotheses] for each in (found, alone))
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -88,8 +86,7 @@ def test_any_schedule(tmp_path, monkeypatch, name):
         for _ in range(data.draw(st.integers(1, 12), "actions")):
             action = data.draw(st.sampled_from(["submit", "submit", "submit", "step", "cancel", "refused"]))
             if action == "submit":
-                submitted.append(data.draw(requests(config, kinds, most)))
-                engine.submit(submitted[-1])
+                submitted.append(engine.submit(data.draw(requests(config, kinds, most))))
             elif action == "cancel" and submitted:
                 engine.cancel(data.draw(st.sampled_from(submitted)))
             elif action == "refused":
@@ -99,14 +96,13 @@ def test_any_schedule(tmp_path, monkeypatch, name):
                 engine.step()
         while busy:
             busy = engine.step()
-        for request in submitted:
-            expected = dataclasses.replace(request)
-            Engine(alone, prefix_cache_bytes=0).generate([expected])
-            if request.finish_reason == "cancelled":
-                assert request.cancelled and request.tokens == expected.tokens[: len(request.tokens)]
+        for found in submitted:
+            (expected,) = Engine(alone, prefix_cache_bytes=0).generate([found.request])
+            if found.finish_reason == "cancelled":
+                assert found.cancelled and found.tokens == expected.tokens[: len(found.tokens)]
             else:
-                assert_same(request, expected, TOLERANCE if precision == "fp32" else 0)
+                assert_same(found, expected, TOLERANCE if precision == "fp32" else 0)
         # No slot is lost, and none is promised to anybody.
-        assert engine.free_slots == SLOTS and not engine._slots._promised
+        assert engine.slots.free == SLOTS and not engine.slots._promised
 
     run()

@@ -90,11 +90,10 @@ def test_tokens_are_the_same_up_to_the_last_position(exported, name, seed):
     options = {"sequence_bias": {(a, b): 30.0 for a, b in zip(piece, [*piece[1:], piece[0]], strict=True)}}
     if seed:
         options |= {"do_sample": True, "temperature": 0.8, "seed": seed}
-    plain = Request(prompt, sampling=SamplingOptions(**options), logprobs=2)
-    looked = dataclasses.replace(plain, prompt_lookup_num_tokens=10)
-    Engine(session).generate([plain])
+    request = Request(prompt, sampling=SamplingOptions(**options), logprobs=2)
+    (plain,) = Engine(session).generate([request])
     runs = counted(session)
-    Engine(session).generate([looked])
+    (looked,) = Engine(session).generate([dataclasses.replace(request, prompt_lookup_num_tokens=10)])
     assert (looked.tokens, looked.finish_reason) == (plain.tokens, "length")
     assert len(prompt) + len(looked.tokens) == config.n_ctx
     np.testing.assert_allclose(looked.token_logprobs, plain.token_logprobs, atol=1e-4)
@@ -111,14 +110,13 @@ def test_a_stop_token_or_string_inside_a_guess_ends_the_text(exported):
     bias = {(a, b): 50.0 for a, b in ((5, 6), (6, 7), (7, 8), (8, 9), (9, 5))}
     options = {"sampling": SamplingOptions(sequence_bias=bias), "stop_token_ids": (8,)}
     runs = counted(session)
-    request = Request(prompt, prompt_lookup_num_tokens=10, **options)
-    Engine(session).generate([request])
-    assert (request.tokens, request.finish_reason) == ([5, 6, 7, 8], "stop")
+    (found,) = Engine(session).generate([Request(prompt, prompt_lookup_num_tokens=10, **options)])
+    assert (found.tokens, found.finish_reason) == ([5, 6, 7, 8], "stop")
     assert len(runs) < 4
     # The slot is as good as new.
-    after, alone = (Request([3, 1, 4], max_new_tokens=30) for _ in range(2))
-    Engine(session).generate([after])
-    Engine(Session(exported(TINY_PYTHON))).generate([alone])
+    request = Request([3, 1, 4], max_new_tokens=30)
+    (after,) = Engine(session).generate([request])
+    (alone,) = Engine(Session(exported(TINY_PYTHON))).generate([request])
     assert after.tokens == alone.tokens
 
 
@@ -126,10 +124,9 @@ def test_in_company_nothing_is_guessed_and_nothing_changes(exported):
     """Sequences that run together take one token a step: a step of several serves one alone."""
     session = Session(exported(GOLDEN / "tiny-global-local"), slots=3)
     prompts = [[1, 2, 3] * 5, [4, 5] * 9, [6] * 11]
-    plain = [Request(prompt, max_new_tokens=new) for prompt, new in zip(prompts, (9, 30, 60), strict=True)]
-    looked = [dataclasses.replace(one, prompt_lookup_num_tokens=8) for one in plain]
-    Engine(session).generate(plain)
-    Engine(session).generate(looked)
+    requests = [Request(prompt, max_new_tokens=new) for prompt, new in zip(prompts, (9, 30, 60), strict=True)]
+    plain = Engine(session).generate(requests)
+    looked = Engine(session).generate([dataclasses.replace(one, prompt_lookup_num_tokens=8) for one in requests])
     assert [one.tokens for one in looked] == [one.tokens for one in plain]
 
 

@@ -56,14 +56,11 @@ def test_requests_with_one_beginning_are_each_as_if_alone(exported, monkeypatch,
         for _ in range(12):
             shared = rng.randint(0, config.n_ctx - 10)
             tail = [rng.randrange(config.n_vocab) for _ in range(rng.randint(1, 8))]
-            requests.append(
-                {"prompt": text[:shared] + tail, "max_new_tokens": rng.randint(1, config.n_ctx - shared - 8)}
-            )
-        found = engine.generate([Request(**one) for one in requests])
-        for request, arguments in zip(found, requests, strict=True):
-            expected = Request(**arguments)
-            alone.generate([expected])
-            assert request.tokens == expected.tokens
+            new = rng.randint(1, config.n_ctx - shared - 8)
+            requests.append(Request(text[:shared] + tail, max_new_tokens=new))
+        for request, found in zip(requests, engine.generate(requests), strict=True):
+            (expected,) = alone.generate([request])
+            assert found.tokens == expected.tokens
         reused += engine.prefixes.tokens_reused
     assert reused >= 5 * block or config.n_ctx <= block
 
@@ -81,9 +78,8 @@ def test_the_same_prompt_again_still_has_its_last_token_run(exported):
     session = Session(exported(GOLDEN / "tiny-local-radius"))
     runs, engine = prefilled(session), Engine(session)
     prompt = list(range(BLOCK))
-    first, second = (Request(prompt, max_new_tokens=5) for _ in range(2))
-    engine.generate([first])
-    engine.generate([second])
+    (first,) = engine.generate([Request(prompt, max_new_tokens=5)])
+    (second,) = engine.generate([Request(prompt, max_new_tokens=5)])
     assert first.tokens == second.tokens and [count for *_, count in runs] == [BLOCK, BLOCK]
     longer = Request([*prompt, 1], max_new_tokens=5)
     engine.generate([longer])  # the block was not kept: its last token had run with logits
@@ -95,8 +91,7 @@ def test_prompts_whose_log_probabilities_are_asked_for_are_run_whole(exported):
     runs, engine = prefilled(session), Engine(session)
     prompt = list(range(BLOCK)) * 2
     engine.generate([Request(prompt, max_new_tokens=1)])
-    asked = Request(prompt, max_new_tokens=1, prompt_logprobs=1)
-    engine.generate([asked])
+    (asked,) = engine.generate([Request(prompt, max_new_tokens=1, prompt_logprobs=1)])
     assert runs[-1][1] == 0 and len(asked.prompt_token_logprobs) == len(prompt) - 1
 
 
@@ -145,9 +140,9 @@ def test_quantised_prompts_are_cut_as_without_the_cache(tmp_path):
     session = Session(tmp_path / "onnx", slots=2)
     runs, engine = prefilled(session), Engine(session)
     text = np.random.default_rng(0).integers(0, session.config.n_vocab, 400).tolist()
-    first = Request(text, max_new_tokens=20, logprobs=0)
-    engine.generate([first])
-    second, same = Request(text[:300], max_new_tokens=20, logprobs=0), Request(text, max_new_tokens=20, logprobs=0)
-    engine.generate([second, same])
+    request = Request(text, max_new_tokens=20, logprobs=0)
+    (first,) = engine.generate([request])
+    shorter = Request(text[:300], max_new_tokens=20, logprobs=0)
+    _, same = engine.generate([shorter, request])
     assert engine.prefixes.tokens_reused == 512 and sum(past == 0 for _, past, _ in runs) == 1
     assert (same.tokens, same.token_logprobs) == (first.tokens, first.token_logprobs)  # to the last bit

@@ -60,13 +60,13 @@ def test_fifty_requests_at_random_times_are_each_as_if_alone(exported, service, 
     running, futures, cancelled = service(name, slots=5), [], []
     for number in range(50):
         arguments = random_request(rng, one.config.n_vocab, one.config.n_ctx)
-        request = Request(**arguments)
-        futures.append((arguments, running.submit(request)))
+        submission = running.submit(Request(**arguments))
+        futures.append((arguments, submission))
         if number % 7 == 3:
-            cancelled.append(request)
+            cancelled.append(submission.generation)
             if rng.random() < 0.5:
                 time.sleep(rng.random() / 50)
-            running.cancel(request)
+            submission.cancel()
         with pytest.raises(RequestError):
             running.submit(Request([one.config.n_vocab]))
         if rng.random() < 0.5:
@@ -74,8 +74,7 @@ def test_fifty_requests_at_random_times_are_each_as_if_alone(exported, service, 
     ended = 0
     for arguments, future in futures:
         found = future.result(WAIT)
-        expected = Request(**arguments)
-        one.generate([expected])
+        (expected,) = one.generate([Request(**arguments)])
         if found in cancelled and found.finish_reason == "cancelled":
             assert found.tokens == expected.tokens[: len(found.tokens)]
             continue
@@ -87,7 +86,7 @@ def test_fifty_requests_at_random_times_are_each_as_if_alone(exported, service, 
 def test_async_requests_run_together(service):
     running = service(slots=3)
     requests = [Request([number + 1, 7], max_new_tokens=20) for number in range(6)]
-    alone = running.generate([Request([number + 1, 7], max_new_tokens=20) for number in range(6)])
+    alone = running.generate(requests)
 
     async def streamed(request):
         return [token async for token in running.stream(request)]
@@ -98,41 +97,51 @@ def test_async_requests_run_together(service):
         return whole, pieces
 
     whole, pieces = asyncio.run(asyncio.wait_for(main(), WAIT))
-    expected = [request.tokens for request in alone]
-    assert [request.tokens for request in whole] == expected == pieces
+    expected = [generation.tokens for generation in alone]
+    assert [generation.tokens for generation in whole] == expected == pieces
 
 
 def test_leaving_a_stream_and_cancelling_a_task_free_the_slot(service):
-    running = service(slots=1)
-    long = {"max_new_tokens": None}
+    running, made, submit = service(slots=1), [], None
+
+    def kept(request):
+        made.append(submit(request))
+        return made[-1]
+
+    submit, running.submit = running.submit, kept
 
     async def main():
-        left = Request([1, 2], **long)
-        async for _ in running.stream(left):
+        async for _ in running.stream(Request([1, 2])):
             break
-        stopped = Request([1, 2], **long)
-        task = asyncio.ensure_future(running.generate_async(stopped))
-        while not stopped.tokens:
+        task = asyncio.ensure_future(running.generate_async(Request([1, 2])))
+        while len(made) < 2 or not made[1].generation.tokens:
             await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        after = await running.generate_async(Request([3], max_new_tokens=3))
-        return left, stopped, after
+        return await running.generate_async(Request([3], max_new_tokens=3))
 
-    left, stopped, after = asyncio.run(asyncio.wait_for(main(), WAIT))
+    after = asyncio.run(asyncio.wait_for(main(), WAIT))
+    left, stopped, _ = [one.generation for one in made]
     assert left.finish_reason == stopped.finish_reason == "cancelled"
     assert len(after.tokens) == 3
 
 
 def test_a_cancelled_request_stops_within_a_step(service):
-    running, request = service(slots=1), Request([1, 2], max_new_tokens=200)
-    seen = threading.Event()
-    request.on_token = lambda token: (seen.set(), time.sleep(0.01)) if len(request.tokens) == 5 else None
-    future = running.submit(request)
+    running, seen, tokens = service(slots=1), threading.Event(), []
+
+    def on_token(token):
+        tokens.append(token)
+        if len(tokens) == 5:
+            seen.set()
+            time.sleep(0.01)
+
+    submission = running.submit(Request([1, 2], max_new_tokens=200, on_token=on_token))
     assert seen.wait(WAIT)
-    running.cancel(request)
-    assert future.result(WAIT).finish_reason == "cancelled"
-    assert 5 <= len(request.tokens) <= 6
+    assert submission.cancel() is False and not submission.cancelled()  # the future still has a result
+    assert submission.result(WAIT).finish_reason == "cancelled"
+    assert 5 <= len(submission.generation.tokens) <= 6
+    submission.cancel()  # one that has ended stays so
+    assert submission.result(WAIT).tokens == tokens
 
 
 def test_a_failing_step_fails_those_in_it_and_no_others(service, monkeypatch):
@@ -155,11 +164,12 @@ def test_a_failing_step_fails_those_in_it_and_no_others(service, monkeypatch):
     expected = running.generate([Request([5], max_new_tokens=8)])[0].tokens
     with pytest.raises(EngineError, match="a step of 1 requests failed: prefill broke"):
         running.submit(Request([88], max_new_tokens=5)).result(WAIT)
-    bad = Request([9], max_new_tokens=50, sampling=SamplingOptions())
-    bad.on_token = lambda token: bad.tokens.__setitem__(-1, 77) if len(bad.tokens) == 2 else None
+    # Its second token is 77, whatever the model says.
+    forced = SamplingOptions(logits_processor=[lambda history, scores: scores + 1e9 * (np.arange(257) == 77)])
+    bad = running.submit(Request([9], max_new_tokens=50, sampling=forced))
     with pytest.raises(EngineError, match="a step of 1 requests failed: no such memory"):
-        running.submit(bad).result(WAIT)
-    assert bad.finish_reason == "error"
+        bad.result(WAIT)
+    assert bad.generation.finish_reason == "error"
     assert running.generate([Request([5], max_new_tokens=8)])[0].tokens == expected
 
 
@@ -194,23 +204,17 @@ def test_closing_ends_what_runs_and_refuses_more(exported):
         running.submit(Request([5]))
 
 
-def test_a_request_is_queued_once(service):
-    running, request = service(slots=1), Request([5], max_new_tokens=200)
-    future = running.submit(request)
-    with pytest.raises(RequestError):
-        running.submit(request)
-    assert future.result(WAIT) is request
-
-
-def test_a_request_that_was_changed_after_its_check_fails_alone(service):
-    running = service(slots=1)
-    other = running.submit(Request([5], max_new_tokens=100))
-    changed = Request([5], max_new_tokens=5)
-    future = running.submit(changed)
-    changed.max_new_tokens = 0
-    with pytest.raises(RequestError):
-        future.result(WAIT)
-    assert len(other.result(WAIT).tokens) == 100
+def test_a_request_may_be_submitted_again_and_to_two_services(exported, service):
+    """While it runs, too: each submission has its own result, and cancelling one leaves the other."""
+    request = Request([5], max_new_tokens=100)
+    one, other = service(slots=2), service(slots=1)
+    submissions = [one.submit(request), one.submit(request), other.submit(request), one.submit(request)]
+    submissions[3].cancel()
+    generations = [submission.result(WAIT) for submission in submissions]
+    assert len({id(generation) for generation in generations}) == 4
+    assert [len(generation.tokens) for generation in generations[:3]] == [100] * 3
+    assert generations[0].tokens == generations[1].tokens == generations[2].tokens
+    assert generations[3].finish_reason in ("cancelled", "length") and generations[3].request is request
 
 
 def test_a_process_may_end_while_the_service_is_busy(exported):

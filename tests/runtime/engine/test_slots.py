@@ -117,22 +117,20 @@ def test_requests_wait_in_order_for_their_memory(exported):
     engine, ended, most = Engine(session, cache_bytes=limit), [], 0
     lengths = [60, 200, 9, 9, 256, 9, 120, 9]
     began = []
-    requests = [Request([number + 1] * 3, max_new_tokens=length - 3) for number, length in enumerate(lengths)]
-    for number, request in enumerate(requests):
-        request.on_token = lambda token, number=number: number in began or began.append(number)
-    for request in requests:
-        engine.submit(request)
+    generations = []
+    for number, length in enumerate(lengths):
+        note = lambda token, number=number: number in began or began.append(number)  # noqa: E731
+        generations.append(engine.submit(Request([number + 1] * 3, max_new_tokens=length - 3, on_token=note)))
     busy = True
     while busy:
         busy = engine.step()
-        ended += [requests.index(request) for request in engine.ended]
+        ended += [generations.index(generation) for generation in engine.ended]
         most = max(most, len(engine._running))
     assert sorted(ended) == list(range(8)) and most >= 2
     assert began == list(range(8)), "one overtook another"
-    for request in requests:
-        alone = Request(request.prompt, max_new_tokens=request.max_new_tokens)
-        Engine(Session(folder)).generate([alone])
-        assert request.tokens == alone.tokens
+    for generation in generations:
+        (alone,) = Engine(Session(folder)).generate([generation.request])
+        assert generation.tokens == alone.tokens
 
 
 def test_a_request_over_the_limit_is_refused_and_others_are_not(exported):
@@ -140,6 +138,5 @@ def test_a_request_over_the_limit_is_refused_and_others_are_not(exported):
     engine = Engine(session, cache_bytes=session.cache.bytes_of(100))
     with pytest.raises(RequestError, match="the limit is"):
         engine.submit(Request([1, 2]))  # to the end of the context
-    request = Request([1, 2], max_new_tokens=50)
-    engine.generate([request])
-    assert len(request.tokens) == 50
+    (generation,) = engine.generate([Request([1, 2], max_new_tokens=50)])
+    assert len(generation.tokens) == 50

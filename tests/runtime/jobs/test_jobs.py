@@ -215,14 +215,14 @@ def test_few_lines_are_read_ahead(generator):
 
 
 def test_results_that_wait_for_their_turn_are_few(generator, monkeypatch):
-    monkeypatch.setattr(jobs, "_AHEAD", 2)
+    monkeypatch.setattr(jobs, "_WINDOWS_AHEAD", 2)
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO()))
     lines = Lines(
         _pipe([{"prompt": "def", "max_new_tokens": 99}, *[{"prompt": "x", "max_new_tokens": 1}] * 60]), "p", True
     )
     stream, most = JobStream(), 0
 
-    def watch(count, tokens):
+    def watch(amount, what):
         nonlocal most
         most = max(most, len(stream._waiting))
 
@@ -242,10 +242,14 @@ def _pipe(values):
 
 def test_progress_counts_prompts_and_tokens(generator):
     lines, told = Counted(["def"] * 7), []
-    Job(
-        generator, {"max_new_tokens": 5, "eos_token_id": []}, 0, Seen(lines), progress=lambda *now: told.append(now)
-    ).run(lines)
-    assert told == sorted(told) and told[-1] == (7, 35) and 0 < told[0][1] < 4
+
+    def tell(amount, what):
+        told.append((amount, int(what.split(" tokens,")[0])))
+
+    Job(generator, {"max_new_tokens": 5, "eos_token_id": []}, 0, Seen(lines), progress=tell).run(lines)
+    amounts, tokens = zip(*told, strict=True)
+    assert min(amounts) >= 0 and sum(amounts) == 7
+    assert list(tokens) == sorted(tokens) and tokens[-1] == 35 and 0 < tokens[0] < 4
 
 
 # ---- kills
@@ -546,8 +550,8 @@ def test_a_step_that_fails_stops_the_job_or_is_told(generator, tmp_path, monkeyp
 
 
 def test_an_interrupted_job_leaves_the_engine_usable(generator, tmp_path):
-    def stop(count, tokens):
-        if tokens > 4:
+    def stop(amount, what):
+        if int(what.split()[0]) > 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
