@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from neo_tf.errors import RequestError
+from neo_tf.file_names import TOKENIZER_FILE
 
 from .arguments import GenerateArguments
 from .device.session import Session
 from .engine.engine import Engine
 from .engine.generation import Continuation, Generation
 from .engine.request import Request
-from .tokenizer import TOKENIZER_FILE, Tokenizer
+from .tokenizer import Tokenizer
 
 TASK = "text-generation"
 Prompt = str | Sequence[int]  # a text, or its token ids

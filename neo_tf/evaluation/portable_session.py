@@ -34,7 +34,9 @@ class PortableSession:
         self.precision = folder.find_precision(precision)
         path = folder.graph_path(self.precision, MODEL)
         try:
-            self._session = onnxruntime.InferenceSession(str(path), session_options(), providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                str(path), session_options(), providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # onnxruntime's errors have no common base
             raise CheckpointError(f"{path}: cannot be loaded: {one_line(error)}") from None
         self._parts = cache_parts(self.config, windowed=False, head_size=self.config.head_size)
