@@ -9,8 +9,8 @@ import numpy as np
 
 from neo_tf.errors import EngineError, RequestError, one_line
 
+from ..argument_kinds import Whole
 from ..device.session import QUANTISED
-from ..sampling.checks import check_number
 from .beam_sequence import BeamSequence
 from .generation import FinishReason, Generation
 from .prefix_cache import PrefixCache
@@ -55,7 +55,7 @@ class Engine:
     ) -> None:
         for name, value, least in (("cache_bytes", cache_bytes, 1), ("prefix_cache_bytes", prefix_cache_bytes, 0)):
             if value is not None:
-                check_number(name, value, int, lambda value, least=least: value >= least, f"be at least {least}")
+                Whole(least=least).check(name, value)
         self.session = session
         self.config = session.config
         self.ended: list[Generation] = []

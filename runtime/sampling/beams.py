@@ -1,59 +1,37 @@
 """Beam search: which continuations of one prompt are followed, and which of them are the best in the end."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from neo_tf.errors import RequestError
 
-from .checks import check_number
+from ..argument_table import check_fields, default, explained
+from .options import SamplingOptions
 from .processors import HammingDiversity, make_processors
 from .warpers import largest, log_softmax, make_warpers
 
 _NONE = np.float32(-np.inf)
 
 
-# {name: (kind, whether a value is in range, what it must be)}
-_RANGES = {
-    "num_beams": (int, lambda value: value >= 1, "be at least 1"),
-    "num_return_sequences": (int, lambda value: value >= 1, "be at least 1"),
-    "length_penalty": (float, lambda value: -10 <= value <= 10, "be in [-10, 10]"),  # a float32 holds 2048 ** 10
-    "num_beam_groups": (int, lambda value: value >= 1, "be at least 1"),
-    "diversity_penalty": (float, lambda value: 0 <= value < math.inf, "not be negative"),
-}
-
-
+@explained
 @dataclass(frozen=True)
 class BeamOptions:
     """What beam search follows and returns, with transformers' names, meanings and defaults.
 
-    Args:
-        num_beams: continuations that are followed together.
-        num_return_sequences: how many of the finished ones are returned, best first; at most num_beams.
-        length_penalty: a finished one's score is the sum of its tokens' log-probabilities, divided by their number to
-            this power: above 0 prefers long ones, below 0 short ones; in [-10, 10].
-        early_stopping: True ends as soon as num_beams are finished; False where a better one is unlikely; "never"
-            where there can be none.
-        num_beam_groups: the beams search in so many groups, one after the other in each step; it divides num_beams.
-        diversity_penalty: of groups: taken from a token's score for each beam of the groups before that takes it now.
-
     Raises:
-        RequestError: a value outside its range, or several that do not go together.
+        RequestError: a value that the table of arguments does not allow, or values that do not go together.
     """
 
-    num_beams: int = 1
-    num_return_sequences: int = 1
-    length_penalty: float = 1.0
-    early_stopping: bool | str = False
-    num_beam_groups: int = 1
-    diversity_penalty: float = 0.0
+    num_beams: int = default("num_beams")
+    num_return_sequences: int = default("num_return_sequences")
+    length_penalty: float = default("length_penalty")
+    early_stopping: bool | str = default("early_stopping")
+    num_beam_groups: int = default("num_beam_groups")
+    diversity_penalty: float = default("diversity_penalty")
 
-    def __post_init__(self):
-        for name, (kind, test, words) in _RANGES.items():
-            check_number(name, getattr(self, name), kind, test, words)
-        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
-            raise RequestError(f"early_stopping must be True, False or 'never', not {self.early_stopping!r}")
+    def __post_init__(self) -> None:
+        check_fields(self)
         if self.num_return_sequences > self.num_beams:
             raise RequestError(
                 f"num_return_sequences {self.num_return_sequences} exceeds num_beams {self.num_beams}: "
@@ -66,8 +44,8 @@ class BeamOptions:
                 "num_beam_groups and diversity_penalty need each other: without a penalty all groups are the same"
             )
 
-    def check_sampling(self, sampling):
-        """Raises RequestError where they do not go with SamplingOptions."""
+    def check_sampling(self, sampling: SamplingOptions) -> None:
+        """Raises RequestError where these options do not go with those of sampling."""
         if self.num_beam_groups > 1 and sampling.do_sample:
             raise RequestError("num_beam_groups with do_sample=True: groups differ by their penalty, not by chance")
 
