@@ -48,9 +48,10 @@ QUIET := --quiet --disable-pip-version-check
 # for, since the lock has them all, and a package that has no wheel is built with what build.txt put there.
 install = $(1)/bin/python -m pip install $(QUIET) --require-hashes --no-deps --no-build-isolation -r requirements/$(2).txt
 
-# $(call install-cuda,ENVIRONMENT): the index's torch for Linux needs CUDA's libraries, 3 GB, even to run on the CPU.
-# PyTorch's own CPU build does not, and is taken where pip finds it (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL).
-install-cuda = if $(1)/bin/python requirements/torch_needs_cuda.py; then $(call install,$(1),torch-cuda); fi
+# $(call install-torch,ENVIRONMENT): PyTorch's own build for the CPU where pip finds it (PIP_FIND_LINKS or
+# PIP_EXTRA_INDEX_URL says where), and else the index's, which on Linux needs 3 GB of CUDA's libraries to run at all.
+install-torch = { $(call install,$(1),torch-cpu) 2>/dev/null \
+	|| { echo "No CPU build of torch was found: installing the index's"; $(call install,$(1),torch); }; }
 
 # $(call install-project,ENVIRONMENT): neo-tf itself, and a look at whether all that its packages need is there.
 install-project = $(1)/bin/python -m pip install $(QUIET) --no-deps --no-build-isolation --editable . \
@@ -71,9 +72,9 @@ $(VENV)/.demo: requirements/demo.txt setup.py $(VENV)/.build
 	$(call install-project,$(VENV))
 	touch $@
 
-$(VENV)/.test: requirements/test.txt requirements/torch-cuda.txt setup.py $(VENV)/.build
+$(VENV)/.test: requirements/test.txt requirements/torch.txt requirements/torch-cpu.txt setup.py $(VENV)/.build
 	$(call install,$(VENV),test)
-	$(call install-cuda,$(VENV))
+	$(call install-torch,$(VENV))
 	$(call install-project,$(VENV))
 	touch $@ $(VENV)/.demo
 
@@ -86,9 +87,9 @@ $(PEERS)/genai/.done: requirements/genai.txt
 	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),genai); } \
 		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
 
-$(PEERS)/optimum/.done: requirements/optimum.txt requirements/torch-cuda.txt
+$(PEERS)/optimum/.done: requirements/optimum.txt requirements/torch.txt requirements/torch-cpu.txt
 	@mkdir -p $(@D)
-	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),optimum) && { $(call install-cuda,$(@D)); }; } \
+	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),optimum) && $(call install-torch,$(@D)); } \
 		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
 
 $(PEERS)/js/.done: tests/portable/package.json tests/portable/package-lock.json

@@ -24,8 +24,8 @@ PLATFORMS = (
 )
 # Packages that are published as source alone, and built with build.txt. All others must have wheels.
 SOURCES = ("future",)
-# torch's own dependencies on CUDA; nothing else in the locks needs packages of these names.
-CUDA = re.compile(r"nvidia-|cuda-|triton$")
+# torch and what its builds for CUDA need; nothing else in the locks needs packages of these names.
+TORCH = re.compile(r"torch$|nvidia-|cuda-|triton$")
 
 
 def uv(*arguments, **environment):
@@ -60,22 +60,10 @@ def resolve(*arguments, before="", upgrade=True):
     return {re.match(r"[\w.-]+", lines)[0]: lines for lines in starts if lines.strip()}
 
 
-def add_cpu_torch(lines):
-    """Adds the hashes of PyTorch's own CPU builds to torch's lines, which have those of the index."""
-    version = re.match(r"torch==([\w.]+)", lines)[1]
-    known = [line.split() for line in (FOLDER / "torch-cpu.sha256").read_text(encoding="utf-8").splitlines()]
-    hashes = [digest for digest, name in known if name.startswith(f"torch-{version}+cpu-")]
-    if not hashes:
-        print(f"torch-cpu.sha256 has no CPU build of torch {version}: Linux will install CUDA's libraries for the tests")
-    first, rest = lines.split("\n", 1)
-    comment = "    # with the hashes of PyTorch's own CPU builds, from torch-cpu.sha256\n"
-    return "\n".join([first, *(f"    --hash=sha256:{digest} \\" for digest in hashes), rest]) + comment
-
-
-def without_cuda(packages):
-    """The packages without torch's CUDA libraries, and torch with the hashes of the builds that need none."""
-    kept = {name: lines for name, lines in packages.items() if not CUDA.match(name)}
-    return kept | {"torch": add_cpu_torch(kept["torch"])}
+def split(packages):
+    """Two parts of a lock: torch with CUDA's libraries, and all else."""
+    torch = {name: lines for name, lines in packages.items() if TORCH.match(name)}
+    return torch, {name: lines for name, lines in packages.items() if name not in torch}
 
 
 def read(name):
@@ -123,31 +111,25 @@ def main():
     upgrade = not parser.parse_args().keep
 
     build = "requirements/build.in"
-    tests = resolve("setup.py", build, "--extra", "test", before=read("test") + read("torch-cuda"), upgrade=upgrade)
-    write("test", "All that the tests import: `make test`. torch's CUDA libraries are in torch-cuda.txt.", without_cuda(tests))
-    write(
-        "torch-cuda",
-        "What torch's builds for CUDA need, installed only where such a build was.",
-        {name: lines for name, lines in tests.items() if CUDA.match(name)},
-    )
-    same = ("--constraints", "requirements/test.txt", "--constraints", "requirements/torch-cuda.txt")
-    write("demo", "neo-tf with TensorFlow: `make demo`.", resolve("setup.py", "--extra", "tensorflow", *same))
-    write("build", "What builds neo-tf itself, and packages that have no wheel.", resolve(build, *same))
-    write(
-        "genai",
-        "onnxruntime-genai, one of the other runtimes of `make peers`.",
-        resolve("requirements/genai.in", before=read("genai"), upgrade=upgrade),
-    )
-    cuda = ("--constraints", "requirements/torch-cuda.txt")
-    optimum = resolve("requirements/optimum.in", *cuda, before=read("optimum"), upgrade=upgrade)
-    write("optimum", "Optimum, one of the other runtimes of `make peers`.", without_cuda(optimum))
-    write(
-        "update",
-        "uv, which writes these files.",
-        resolve("requirements/update.in", before=read("update"), upgrade=upgrade),
-    )
+    old = read("test") + read("torch")
+    torch, tests = split(resolve("setup.py", build, "--extra", "test", before=old, upgrade=upgrade))
+    write("test", "All that the tests import, but torch: `make test`.", tests)
+    write("torch", "torch, and on Linux CUDA's libraries, where torch-cpu.txt cannot be installed: `make test`.", torch)
+    version = torch["torch"].split()[0]
+    if f"{version}+cpu " not in read("torch-cpu"):
+        print(f"torch-cpu.txt is not of {version}: its version and hashes must be copied from PyTorch's own index")
+    tested = ("--constraints", "requirements/test.txt")
+    write("demo", "neo-tf with TensorFlow: `make demo`.", resolve("setup.py", "--extra", "tensorflow", *tested))
+    write("build", "What builds neo-tf itself, and packages that have no wheel.", resolve(build, *tested))
+    genai = resolve("requirements/genai.in", before=read("genai"), upgrade=upgrade)
+    write("genai", "onnxruntime-genai, one of the other runtimes of `make peers`.", genai)
+    same_torch = ("--constraints", "requirements/torch.txt")
+    _, optimum = split(resolve("requirements/optimum.in", *same_torch, before=read("optimum"), upgrade=upgrade))
+    write("optimum", "Optimum, one of the other runtimes of `make peers`, but for torch.", optimum)
+    updater = resolve("requirements/update.in", before=read("update"), upgrade=upgrade)
+    write("update", "uv, which writes these files.", updater)
     lock_npm(upgrade)
-    for name in ("demo", "test", "genai", "optimum"):
+    for name in ("demo", "test", "torch", "genai", "optimum"):
         check(name)
 
 
