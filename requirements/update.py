@@ -73,7 +73,7 @@ def read(name):
 
 
 def write(name, purpose, packages):
-    """Writes a lock file, with its purpose at its head; leaves one that stays as it is, so that nothing is reinstalled."""
+    """Writes a lock file, with its purpose at its head; one that would not change is left, and not reinstalled."""
     text = f"# {purpose}\n# Written by `make update`: do not edit.\n" + "".join(packages.values())
     if text != read(name):
         (FOLDER / f"{name}.txt").write_text(text, encoding="utf-8")
@@ -100,7 +100,7 @@ def lock_npm(upgrade):
         return
     if upgrade:
         (folder / "package-lock.json").unlink(missing_ok=True)
-    options = ("--package-lock-only", "--omit-lockfile-registry-resolved", "--ignore-scripts", "--no-audit", "--no-fund")
+    options = ("--package-lock-only", "--omit-lockfile-registry-resolved", "--no-audit", "--no-fund")
     subprocess.run(["npm", "install", *options], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
