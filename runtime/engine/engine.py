@@ -224,7 +224,10 @@ class Engine:
         chunk = request.prompt[begin : min(begin + PREFILL_CHUNK, end)]
         if chunk:
             last = begin + len(chunk) == length
-            logits = self.session.prefill(slot, chunk, begin, keep=0 if wanted else 1 if last else None)
+            if wanted:
+                logits = self.session.prefill(slot, chunk, begin, logits_of="all")
+            else:
+                logits = self.session.prefill(slot, chunk, begin, logits_of=1 if last else 0)
             sequence.cached += len(chunk)
             if wanted:
                 sequence.see_prompt(begin, logits)
@@ -281,7 +284,7 @@ class Engine:
             return False
         with self._failing([sequence]):
             tokens = [*sequence.inputs, *guessed]
-            logits = self.session.prefill(sequence.slots[0], tokens, sequence.cached, keep=0)
+            logits = self.session.prefill(sequence.slots[0], tokens, sequence.cached, logits_of="all")
             sequence.cached += 1
             self._choose(sequence, logits, guessed)
         return True
