@@ -15,7 +15,7 @@ from .device.session import Session
 from .engine.engine import Engine
 from .engine.generation import Generation
 from .engine.request import Request
-from .sampling.beams import Hypothesis
+from .sampling.beam_group import Hypothesis
 from .tokenizer import TOKENIZER_FILE, Tokenizer
 
 TASK = "text-generation"

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from ..sampling.beams import Hypothesis
+from ..sampling.beam_group import Hypothesis
 from .request import Request
 
 
