@@ -12,7 +12,7 @@ from numpy_reference import ACTIVATIONS, forward
 import neo_tf
 from neo_tf.checkpoints import Checkpoint, LazyTensor
 from neo_tf.config import GPTNeoConfig
-from neo_tf.evaluation.verify import PortableSession
+from neo_tf.evaluation.portable_session import PortableSession
 from neo_tf.runtime.device.session import Session
 from neo_tf.variables import model_variables
 

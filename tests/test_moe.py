@@ -15,7 +15,7 @@ from numpy_reference import forward
 
 import neo_tf
 from neo_tf.errors import ConfigError
-from neo_tf.evaluation.verify import PortableSession
+from neo_tf.evaluation.portable_session import PortableSession
 from neo_tf.runtime.device.session import Session
 
 MOE = GOLDEN / "moe"

@@ -13,7 +13,7 @@ from conftest import DECODABLE, GLOBAL_LOCAL, GOLDEN, PADDING, TINY_PYTHON, TOLE
 
 import neo_tf
 from neo_tf.cache_layout import cache_parts
-from neo_tf.evaluation.verify import PortableSession
+from neo_tf.evaluation.portable_session import PortableSession
 from neo_tf.runtime.device.kv_cache import rows
 from neo_tf.runtime.device.session import Session
 

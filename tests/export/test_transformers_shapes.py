@@ -10,7 +10,7 @@ import transformers
 from conftest import TOLERANCE
 
 import neo_tf
-from neo_tf.evaluation.verify import PortableSession
+from neo_tf.evaluation.portable_session import PortableSession
 from neo_tf.runtime.device.session import Session
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
