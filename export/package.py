@@ -13,7 +13,8 @@ from neo_tf.atomic import new_folder
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
 from neo_tf.checkpoints.huggingface import write_tokenizer
 from neo_tf.errors import RequestError
-from neo_tf.onnx_folder import CONFIG_FILE, DATA_FILE, DECODER, MODEL, OPS, PREFILL, graph_files
+from neo_tf.file_names import CONFIG_FILE
+from neo_tf.onnx_folder import DATA_FILE, DECODER, MODEL, OPS, PREFILL, graph_files
 from neo_tf.progress import Progress, no_progress
 
 from .builder import WeightFile

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from neo_tf.errors import CheckpointError, RequestError
-
-TOKENIZER_FILE = "tokenizer.json"
+from neo_tf.file_names import TOKENIZER_FILE
 
 _OPEN = "\ufffd"  # the mark that the first bytes of an unfinished character decode to
 

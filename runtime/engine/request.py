@@ -16,7 +16,7 @@ from .lookup import check_lookup
 if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig
 
-    from ..tokenizer import Tokenizer
+    from ..tokenizer import TokenizerLike
 
 # What is made of each token as it comes.
 _OF_TOKENS = ("on_token", "on_text", "logprobs", "prompt_logprobs", "output_logits", "output_scores")
@@ -57,7 +57,7 @@ class Request:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     on_token: Callable[[int], object] | None = None
     max_time: float | None = None
-    tokenizer: "Tokenizer | None" = None
+    tokenizer: "TokenizerLike | None" = None
     stop_strings: Sequence[str] = ()
     include_stop_str_in_output: bool = True
     on_text: Callable[[str], object] | None = None
