@@ -15,7 +15,7 @@ from ..sampling.options import SamplingOptions
 if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig
 
-    from ..tokenizer import Tokenizer
+    from ..tokenizer import TokenizerLike
 
 # What needs each token as it comes: beam search knows its tokens only at its end. A Request has no streamer.
 _OF_TOKENS = ("on_token", "on_text", *(name for name, row in ARGUMENTS.items() if row.results or not row.with_beams))
@@ -56,7 +56,7 @@ class Request:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     on_token: Callable[[int], object] | None = None
     max_time: float | None = default("max_time")
-    tokenizer: "Tokenizer | None" = None
+    tokenizer: "TokenizerLike | None" = None
     stop_strings: Sequence[str] = default("stop_strings")
     include_stop_str_in_output: bool = default("include_stop_str_in_output")
     on_text: Callable[[str], object] | None = None

@@ -180,7 +180,7 @@ class Job:
         seed = {"seed": sampling.seed} if sampling.do_sample else {}
         sequences = []
         results = self._generator.results(one.prompt, generation, one.options)
-        for result, found in zip(results, generation.hypotheses or [generation], strict=True):
+        for result, found in zip(results, generation.continuations, strict=True):
             end = {"new_tokens": len(found.tokens), "finish_reason": found.finish_reason}
             sequences.append(result | end | seed)
         return sequences

@@ -13,7 +13,7 @@ import neo_tf
 from neo_tf.checkpoints.initialise import random_checkpoint
 from neo_tf.config_values import ACTIVATIONS
 from neo_tf.errors import CheckpointError, ConfigError, OutputError, RequestError
-from neo_tf.evaluation.verify import PortableSession
+from neo_tf.evaluation.portable_session import PortableSession
 from neo_tf.runtime.device.session import Session
 
 FILES = {
@@ -100,7 +100,7 @@ def test_a_trimmed_vocabulary_gives_the_first_logits(tmp_path, reference):
     reference = reference("vocab-padded")
     neo_tf.export_onnx(GOLDEN / "vocab-padded", tmp_path / "onnx", n_vocab=257)
     for runner in (Session(tmp_path / "onnx"), PortableSession(tmp_path / "onnx")):
-        logits = runner.prefill(0, reference.inputs[0], 0, keep=0)
+        logits = runner.prefill(0, reference.inputs[0], 0, logits_of="all")
         assert logits.shape == (64, 257)
         assert np.abs(logits - reference.logits[0, :, :257]).max() < TOLERANCE
 
@@ -128,7 +128,7 @@ def test_every_activation_of_the_config_exports_and_runs(tmp_path, name):
 def test_progress_adds_up_to_the_source(tmp_path):
     seen = []
     checkpoint = neo_tf.export_onnx(
-        GOLDEN / "tiny-global", tmp_path / "onnx", progress=lambda name, size: seen.append((name, size))
+        GOLDEN / "tiny-global", tmp_path / "onnx", progress=lambda size, name: seen.append((name, size))
     )
     assert len({name for name, _ in seen}) == len(seen)
     assert sum(size for _, size in seen) == pytest.approx(checkpoint.nbytes)
@@ -164,7 +164,7 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path, old, error):
     before = {path.name: path.read_bytes() for path in target.iterdir()} if old else None
     calls = iter(range(5))
 
-    def stop_soon(name, size):
+    def stop_soon(size, name):
         if next(calls) == 3:
             raise error
 

@@ -178,7 +178,7 @@ def test_mixed_bfloat16_stays_near_float32(name):
 def test_progress_of_loading_tells_of_every_variable():
     seen = []
     checkpoint = neo_tf.open_checkpoint(ACT_RELU)
-    GPTNeo.from_checkpoint(checkpoint, progress=lambda name, size: seen.append((name, size)))
+    GPTNeo.from_checkpoint(checkpoint, progress=lambda size, name: seen.append((name, size)))
     assert sorted(seen) == sorted((name, tensor.nbytes) for name, tensor in checkpoint.tensors.items())
 
 
