@@ -40,8 +40,8 @@ class SamplingOptions:
     suppress_tokens: Sequence[int] = default("suppress_tokens")
     begin_suppress_tokens: Sequence[int] = default("begin_suppress_tokens")
     forced_bos_token_id: int | None = default("forced_bos_token_id")
-    forced_eos_token_id: int | Sequence[int] | None = default("forced_eos_token_id")
-    exponential_decay_length_penalty: Sequence[float] | None = default("exponential_decay_length_penalty")
+    forced_eos_token_id: int | list[int] | tuple[int, ...] | None = default("forced_eos_token_id")
+    exponential_decay_length_penalty: tuple[int, float] | None = default("exponential_decay_length_penalty")
     renormalize_logits: bool = default("renormalize_logits")
     logits_processor: Sequence[Callable] = default("logits_processor")
 
