@@ -63,6 +63,7 @@ setup(
             "torch==2.13.0",
             "transformers>=5.24",
             "ruff==0.17.5",
+            "mypy>=2.4",
             "setuptools>=77",  # builds the wheel that the tests look into
         ],
     },

@@ -14,14 +14,14 @@ from neo_tf.checkpoints import Checkpoint, open_checkpoint
 from neo_tf.checkpoints.huggingface import write_tokenizer
 from neo_tf.errors import RequestError
 from neo_tf.file_names import CONFIG_FILE
-from neo_tf.onnx_folder import DATA_FILE, DECODER, MODEL, OPS, PREFILL, graph_files
+from neo_tf.onnx_folder import DATA_FILE, DECODER, MODEL, OPS, PRECISION_TARGETS, PREFILL, graph_files
 from neo_tf.progress import Progress, no_progress
 
 from .builder import WeightFile
 from .calibrate import Calibration
 from .genai import genai_can_run, genai_config
 from .graph import build_decoder, build_model, build_prefill
-from .precision import TARGETS, Precision, precision_for
+from .precision import Precision, precision_for
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -100,7 +100,7 @@ def _precisions(names: str | Sequence[str], target: str | None, ops: str) -> dic
     found = {name: precision_for(name, target) for name in names}
     if len({precision.target for precision in found.values()}) != 1:
         together = " and ".join(names)
-        common = set.intersection(*(set(TARGETS[name]) for name in names)) if names else set()
+        common = set.intersection(*(set(PRECISION_TARGETS[name]) for name in names)) if names else set()
         hint = f"name the target {min(common)}" if common else "no target runs them together"
         raise RequestError(f"{together or 'no precision'}: a folder is for one target: {hint}")
     if ops == "fused":

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from neo_tf.errors import CheckpointError, RequestError
+from neo_tf.onnx_folder import PRECISION_TARGETS, TARGETS
 
 # The number of inputs of an output feature that share a scale: smaller blocks are more exact, larger ones are faster.
 # See docs/precisions.md. 8 bits are exact enough with 256, which CUDA's fast kernels do not take.
@@ -71,15 +72,6 @@ class Precision:
 
 _FLOATS = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 _BITS = {"int8": (8, 8), "int4": (4, 8)}  # of the layers, and of the embedding and the head
-# The targets that run a precision; the first is the default. On CPUs fp16 and bf16 gain nothing; on CUDA attention has
-# no fp32 kernel.
-TARGETS = {
-    "fp32": ("cpu",),
-    "fp16": ("cuda",),
-    "bf16": ("cuda",),
-    "int8": ("cpu", "cuda"),
-    "int4": ("cpu", "cuda"),
-}
 
 
 def precision_for(name: str, target: str | None = None) -> Precision:
@@ -92,13 +84,13 @@ def precision_for(name: str, target: str | None = None) -> Precision:
     Raises:
         RequestError: The name or the target is unknown, or the target does not run the precision.
     """
-    if name not in TARGETS:
-        raise RequestError(f"unknown precision {name!r} (known: {', '.join(TARGETS)})")
-    target = target or TARGETS[name][0]
-    if target not in TARGETS[name]:
-        others = [other for other, targets in TARGETS.items() if target in targets]
-        if not others:
-            raise RequestError(f"unknown target {target!r} (known: cpu, cuda)")
+    if name not in PRECISION_TARGETS:
+        raise RequestError(f"unknown precision {name!r} (known: {', '.join(PRECISION_TARGETS)})")
+    target = target or PRECISION_TARGETS[name][0]
+    if target not in TARGETS:
+        raise RequestError(f"unknown target {target!r} (known: {', '.join(TARGETS)})")
+    if target not in PRECISION_TARGETS[name]:
+        others = [other for other, targets in PRECISION_TARGETS.items() if target in targets]
         raise RequestError(f"{name} has no fast kernels on target {target}, which runs {', '.join(others)}")
     if name in _FLOATS:
         return Precision(name, target, np.dtype(_FLOATS[name]))

@@ -16,7 +16,7 @@ from .device.session import Session
 from .engine.engine import Engine
 from .engine.generation import Continuation, Generation
 from .engine.request import Request
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, TokenizerLike
 
 TASK = "text-generation"
 Prompt = str | Sequence[int]  # a text, or its token ids
@@ -55,7 +55,7 @@ class TextGenerationPipeline:
         self.session = Session(folder, slots=batch_size, device=device, threads=threads, precision=precision)
         self.config = self.session.config
         self.engine = Engine(self.session, cache_bytes, prefix_cache_bytes)
-        self.tokenizer: Tokenizer | None = None
+        self.tokenizer: TokenizerLike | None = None
         if tokenizer or (Path(folder) / TOKENIZER_FILE).is_file():
             self.tokenizer = Tokenizer(tokenizer or folder)
 

@@ -10,7 +10,7 @@ from neo_tf.cache_layout import cache_parts
 from neo_tf.errors import CheckpointError, ConfigError, NeoTFError, ProviderError, one_line
 from neo_tf.onnx_folder import DECODER, PREFILL, OnnxFolder
 
-from ..sampling.checks import check_number
+from ..argument_kinds import Whole
 from .element_types import numpy_dtype
 from .kv_cache import KVCache
 from .machine import exact_int8
@@ -65,7 +65,7 @@ class Session:
         threads: int | None = None,
         precision: str | None = None,
     ) -> None:
-        check_number("slots", slots, int, lambda value: value >= 1, "be at least 1")
+        Whole(least=1).check("slots", slots)
         self.slots = slots
         self.folder = folder = OnnxFolder.read(folder)
         self.config = folder.config

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..sampling.beams import Hypothesis
+from ..sampling.beam_group import Hypothesis
 from .request import Request
 
 
