@@ -30,7 +30,7 @@ def genai_config(config: GPTNeoConfig, standard: bool) -> dict[str, Any]:
     """
     # An id that ends a text is required. A model without one gets its last id, which a padded vocabulary never yields.
     eos = config.eos_token_id if config.eos_token_id is not None else config.n_vocab - 1
-    padded = config.pad_token_id is not None and config.pad_token_id < config.n_vocab
+    pad = config.pad_token_id_in_vocab
     return {
         "model": {
             "type": "decoder",
@@ -38,7 +38,7 @@ def genai_config(config: GPTNeoConfig, standard: bool) -> dict[str, Any]:
             "context_length": config.n_ctx,
             "bos_token_id": eos,
             "eos_token_id": eos,
-            "pad_token_id": config.pad_token_id if padded else eos,
+            "pad_token_id": eos if pad is None else pad,
             "decoder": {
                 "session_options": {"provider_options": []},
                 "filename": f"{MODEL}.onnx",

@@ -1,36 +1,49 @@
 """What a MODEL argument means: an ONNX folder, a checkpoint that is exported into the cache once, or a hub id."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import neo_tf
 from neo_tf.errors import CheckpointError, OutputError
 from neo_tf.hub import download, is_hub_id
 from neo_tf.onnx_folder import DECODER_FILE, FORMAT, OnnxFolder
+from neo_tf.progress import Progress, no_progress
+
+# Makes a progress bar of a number of bytes: a context manager of the callback that moves it.
+ProgressFactory = Callable[[int], AbstractContextManager[Progress]]
 
 
-def resolve_model(model, tokenizer=None, revision=None, progress=None, moe_policy=None, precision=None):
-    """The ONNX folder that a MODEL means.
+def resolve_model(
+    model: Path | str,
+    tokenizer: Path | str | None = None,
+    revision: str | None = None,
+    make_progress: ProgressFactory | None = None,
+    moe_policy: str | None = None,
+    precision: str | None = None,
+) -> Path:
+    """Finds the ONNX folder that a MODEL means, and makes it where it is not there yet.
 
     Args:
-        model: an ONNX folder; a checkpoint folder or `model.ckpt-N` prefix, which is exported into the cache unless
+        model: An ONNX folder; a checkpoint folder or `model.ckpt-N` prefix, which is exported into the cache unless
             it is there already; or a hub id, which is downloaded first.
-        tokenizer, revision, moe_policy: see neo_tf.open_checkpoint.
-        precision: that a checkpoint is exported in, fp32 by default; an ONNX folder's own are chosen from later.
-        progress: a function from the bytes to be written to a context manager of a callback for export_onnx.
-
-    Returns:
-        A Path.
+        tokenizer, revision, moe_policy: See neo_tf.open_checkpoint.
+        make_progress: Makes the progress bar of an export. It is called only where a checkpoint is exported.
+        precision: The precision that a checkpoint is exported in, fp32 by default. An ONNX folder is returned
+            whatever its precisions are.
 
     Raises:
-        NeoTFError: nothing usable is there; see open_checkpoint, and export_onnx.
+        NeoTFError: Nothing usable is there; see open_checkpoint and export_onnx.
     """
     path = Path(model)
     if (path / DECODER_FILE).is_file():
         return path
-    if OnnxFolder.find(path):  # without decoder.onnx
+    if OnnxFolder.find(path):  # without decoder.onnx, it can only be one for other runtimes
         raise CheckpointError(
             f"{path}: exported with --ops standard, for other runtimes; export it without that to generate here"
         )
@@ -40,11 +53,11 @@ def resolve_model(model, tokenizer=None, revision=None, progress=None, moe_polic
         path = download(str(model), revision)
         if (path / DECODER_FILE).is_file():
             return path
-    return _exported(path, tokenizer, progress, moe_policy, precision or "fp32")
+    return _exported(path, tokenizer, make_progress, moe_policy, precision or "fp32")
 
 
-def cache_folder():
-    """Where exported models are kept: $NEO_TF_CACHE, else the user's cache folder."""
+def cache_folder() -> Path:
+    """The folder that holds exported models: $NEO_TF_CACHE, or else the user's cache folder."""
     if os.environ.get("NEO_TF_CACHE"):
         return Path(os.environ["NEO_TF_CACHE"])
     from platformdirs import user_cache_path
@@ -52,7 +65,14 @@ def cache_folder():
     return user_cache_path("neo-tf")
 
 
-def _exported(path, tokenizer, progress, moe_policy, precision):
+def _exported(
+    path: Path,
+    tokenizer: Path | str | None,
+    make_progress: ProgressFactory | None,
+    moe_policy: str | None,
+    precision: str,
+) -> Path:
+    """The folder in the cache that a checkpoint is exported into, unless it is there already."""
     folder = cache_folder() / f"{path.resolve().name}-{fingerprint(path, tokenizer, moe_policy, precision)}"
     if not (folder / DECODER_FILE).is_file():
         # Imported here: a machine that runs an exported folder never needs onnx.
@@ -60,17 +80,27 @@ def _exported(path, tokenizer, progress, moe_policy, precision):
         from neo_tf.export.package import export_onnx
 
         checkpoint = open_checkpoint(path, tokenizer, moe_policy=moe_policy)
-        with progress(checkpoint.nbytes) if progress else contextlib.nullcontext() as callback:
+        if make_progress is None:
+            bar: AbstractContextManager[Progress] = contextlib.nullcontext(no_progress)
+        else:
+            bar = make_progress(checkpoint.nbytes)
+        with bar as progress:
             try:
-                export_onnx(checkpoint, folder, precision, progress=callback)
+                export_onnx(checkpoint, folder, precision, progress=progress)
             except OutputError:
                 if not (folder / DECODER_FILE).is_file():  # else another process made the same folder meanwhile
                     raise
     return folder
 
 
-def fingerprint(path, tokenizer, moe_policy=None, precision=None):
-    """Changes with the checkpoint's files (names, sizes, times), the tokenizer's, and neo-tf's version and format."""
+def fingerprint(
+    path: Path, tokenizer: Path | str | None, moe_policy: str | None = None, precision: str | None = None
+) -> str:
+    """A short hash of all that an export depends on.
+
+    It changes with the names, sizes and times of the checkpoint's files and the tokenizer's, with the other arguments,
+    and with neo-tf's version and format.
+    """
     path = path.resolve()
     files = path.iterdir() if path.is_dir() else path.parent.glob("*")
     seen = [neo_tf.__version__, str(FORMAT), str(precision), str(path), str(tokenizer), str(moe_policy)]
@@ -80,7 +110,8 @@ def fingerprint(path, tokenizer, moe_policy=None, precision=None):
     return hashlib.sha256("\n".join(seen).encode()).hexdigest()[:12]
 
 
-def _stamp(file):
+def _stamp(file: Path) -> str:
+    """A file's size and time."""
     try:
         status = file.stat()
     except OSError:

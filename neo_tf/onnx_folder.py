@@ -4,18 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum, auto
 from pathlib import Path
 
-from neo_tf.config import GPTNeoConfig, read_json
+from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import ConfigError, RequestError
+from neo_tf.file_names import CONFIG_FILE
+from neo_tf.json_files import read_json
 
 FORMAT = 2  # changes whenever the runtime needs other graphs than before
-CONFIG_FILE = "config.json"
 DATA_FILE = "model.onnx_data"  # the weights of all graphs
 # The kinds of graph: one for every runtime, one for our runtime, and one that runs our runtime's prompts.
 MODEL, DECODER, PREFILL = "model", "decoder", "prefill"
 DECODER_FILE = f"{DECODER}.onnx"
-TARGETS = ("cpu", "cuda")
+
+
+class PrecisionName(StrEnum):
+    """The precisions that a model can be exported in."""
+
+    fp32 = auto()
+    fp16 = auto()
+    bf16 = auto()
+    int8 = auto()
+    int4 = auto()
+
+
+class Target(StrEnum):
+    """The devices that a folder can be exported for."""
+
+    cpu = auto()
+    cuda = auto()
+
+
+class Ops(StrEnum):
+    """The operators of a folder's graphs: with ONNX Runtime's own, or with the ONNX standard's alone."""
+
+    fused = auto()
+    standard = auto()
+
+
+PRECISIONS = tuple(name.value for name in PrecisionName)
+TARGETS = tuple(target.value for target in Target)
+OPS = tuple(ops.value for ops in Ops)
 # The targets that run a precision fast; the first one is its default. On CPUs fp16 and bf16 gain nothing; on CUDA,
 # attention has no fp32 kernel.
 PRECISION_TARGETS = {
@@ -25,8 +55,6 @@ PRECISION_TARGETS = {
     "int8": ("cpu", "cuda"),
     "int4": ("cpu", "cuda"),
 }
-PRECISIONS = tuple(PRECISION_TARGETS)
-OPS = ("fused", "standard")  # with ONNX Runtime's own operators, or with the ONNX standard's alone
 
 
 def graph_files(

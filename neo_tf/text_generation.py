@@ -1,44 +1,50 @@
 """The Hugging Face-shaped front: pipeline("text-generation", model=…), as the model cards call it."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 from neo_tf.errors import RequestError
 from neo_tf.model_cache import resolve_model
 from neo_tf.runtime.pipeline import TASK, TextGenerationPipeline
 
 
 def pipeline(
-    task=TASK,
-    model=None,
+    task: str = TASK,
+    model: Path | str | None = None,
     *,
-    tokenizer=None,
-    revision=None,
-    moe_policy=None,
-    device=None,
-    batch_size=8,
-    threads=None,
-    precision=None,
-    cache_bytes=None,
-    prefix_cache_bytes=None,
-):
-    """A text generator.
+    tokenizer: Path | str | None = None,
+    revision: str | None = None,
+    moe_policy: str | None = None,
+    device: str | int | None = None,
+    batch_size: int = 8,
+    threads: int | None = None,
+    precision: str | None = None,
+    cache_bytes: int | None = None,
+    prefix_cache_bytes: int | None = None,
+) -> TextGenerationPipeline:
+    """Makes a text generator.
 
     Args:
         task: "text-generation".
-        model: an ONNX folder, a checkpoint in any format (exported into the cache once), or a hub id.
-        tokenizer: a tokenizer.json or a folder that holds one; otherwise the model's own.
-        revision: of a hub id.
-        moe_policy: see neo_tf.open_checkpoint.
-        device: None (what the model was exported for), "cpu", "cuda", "cuda:N", or transformers' -1, 0, 1, ...
-        batch_size: sequences that are decoded together.
-        threads: CPU threads; ONNX Runtime's choice where None.
-        precision: one of an ONNX folder's, its first where None; or what a checkpoint is exported in, fp32 where None.
-        cache_bytes, prefix_cache_bytes: memory of the caches at most; see Engine.
+        model: An ONNX folder, a checkpoint in any format (it is exported into the cache once), or a hub id.
+        tokenizer: A tokenizer.json or a folder that holds one; the model's own where None.
+        revision: A branch, tag or commit of a hub id.
+        moe_policy: See neo_tf.open_checkpoint.
+        device: "cpu", "cuda", "cuda:N", or transformers' -1, 0, 1, ...; the device that the model was exported for
+            where None.
+        batch_size: The number of sequences that are decoded together.
+        threads: The number of CPU threads; ONNX Runtime chooses it where None.
+        precision: One of an ONNX folder's precisions, its first one where None; or the precision that a checkpoint is
+            exported in, fp32 where None.
+        cache_bytes, prefix_cache_bytes: The memory that the caches may take, in bytes; see Engine.
 
     Returns:
         A TextGenerationPipeline.
 
     Raises:
-        RequestError: another task, or no model.
-        NeoTFError: see neo_tf.model_cache.resolve_model and Session.
+        RequestError: The task is another one, or no model is given.
+        NeoTFError: See neo_tf.model_cache.resolve_model and Session.
 
     Example:
         >>> generator = pipeline("text-generation", model="EleutherAI/gpt-neo-125M")
@@ -52,5 +58,13 @@ def pipeline(
     if batch_size < 1:
         raise RequestError(f"batch_size must be at least 1, not {batch_size}")
     folder = resolve_model(model, tokenizer, revision, moe_policy=moe_policy, precision=precision)
-    memory = {"cache_bytes": cache_bytes, "prefix_cache_bytes": prefix_cache_bytes}
-    return TextGenerationPipeline(folder, tokenizer, device, batch_size, threads, precision, **memory)
+    return TextGenerationPipeline(
+        folder,
+        tokenizer,
+        device,
+        batch_size,
+        threads,
+        precision,
+        cache_bytes=cache_bytes,
+        prefix_cache_bytes=prefix_cache_bytes,
+    )

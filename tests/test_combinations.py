@@ -12,7 +12,7 @@ from numpy_reference import ACTIVATIONS, forward
 import neo_tf
 from neo_tf.checkpoints import Checkpoint, LazyTensor
 from neo_tf.config import GPTNeoConfig
-from neo_tf.evaluation.verify import PortableSession
+from neo_tf.evaluation.portable_session import PortableSession
 from neo_tf.runtime.device.session import Session
 from neo_tf.variables import model_variables
 
@@ -72,9 +72,9 @@ def test_options_compose_as_in_the_original(seed, tmp_path):
     session, portable = Session(tmp_path / "onnx", slots=2), PortableSession(tmp_path / "onnx")
     half = params["n_ctx"] // 2
     for row in range(2):
-        whole = session.prefill(row, ids[row], 0, keep=0)
+        whole = session.prefill(row, ids[row], 0, logits_of="all")
         assert np.abs(whole - expected[row]).max() < tolerance, what
-        assert np.abs(portable.prefill(0, ids[row], 0, keep=0) - expected[row]).max() < tolerance, what
+        assert np.abs(portable.prefill(0, ids[row], 0, logits_of="all") - expected[row]).max() < tolerance, what
         # A chunk, then the rest token by token, in slots that held another sequence before.
         session.prefill(row, ids[row, :half], 0)
         portable.prefill(0, ids[row, :half], 0)

@@ -1,31 +1,79 @@
-"""What `neo-tf benchmark` shows of its figures: a table, and a plot."""
+"""What `neo-tf benchmark` shows of its figures: tables, and the files that it writes."""
 
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from neo_tf.atomic import new_file
+from neo_tf.cli.benchmark_plot import check_plot, draw_figures, name_ways
 from neo_tf.cli.console import results, summary_table
-from neo_tf.errors import MissingExtraError, RequestError
+from neo_tf.errors import RequestError
 from neo_tf.sizes import readable_bytes
 
-PLOT_SUFFIXES = (".png", ".svg")
-_BLUE, _GREY = "#2a6fbb", "#8a8a8a"
+# A column of the serving table: its title, its figure, and the scale and unit that the figure's milliseconds get.
+_WAITS = (
+    ("first token p50", "first_token_p50_ms", 1e-3, "s"),
+    ("p99", "first_token_p99_ms", 1e-3, "s"),
+    ("between tokens p50", "inter_token_p50_ms", 1, "ms"),
+    ("p99", "inter_token_p99_ms", 1, "ms"),
+)
 
 
-def check_plot(path):
-    """Raises RequestError where a plot's suffix is unknown, MissingExtraError where nothing can draw it."""
-    if Path(path).suffix not in PLOT_SUFFIXES:
-        raise RequestError(f"{path}: a plot's name must end in {' or '.join(PLOT_SUFFIXES)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            f"--plot needs matplotlib ({error}): install it with `pip install 'neo-tf[plot]'`"
-        ) from None
+@dataclass(frozen=True)
+class ReportFiles:
+    """The files that a benchmark writes: they are checked before it begins, and appear when it is done.
+
+    Args:
+        json_file: The partial file for the figures; None writes none.
+        plot_file: The partial file for the plot; None draws none.
+        plot_suffix: The plot's format: ".png" or ".svg".
+    """
+
+    json_file: Path | None
+    plot_file: Path | None
+    plot_suffix: str
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, json_file: Path | None, plot_file: Path | None = None) -> Iterator["ReportFiles"]:
+        """Opens both files, and puts them in place at the end unless there was an error.
+
+        Raises:
+            RequestError: The names do not fit.
+            MissingExtraError: Nothing can draw a plot.
+            OutputError: A file cannot be written.
+        """
+        if plot_file:
+            check_plot(plot_file)
+            if json_file == plot_file:
+                raise RequestError(f"{plot_file}: the plot would replace the JSON file")
+        suffix = plot_file.suffix if plot_file else ""
+        with contextlib.ExitStack() as files:
+            partial_json = files.enter_context(new_file(json_file)) if json_file else None
+            partial_plot = files.enter_context(new_file(plot_file)) if plot_file else None
+            yield cls(partial_json, partial_plot, suffix)
+
+    def write(self, figures: dict[str, Any]) -> None:
+        """Writes the figures into the files."""
+        if self.json_file:
+            self.json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        if self.plot_file:
+            draw_figures(figures, self.plot_file, self.plot_suffix)
 
 
-def print_report(figures):
-    """Prints the figures of evaluation/speed.py as a table."""
+def print_figures(figures: dict[str, Any]) -> None:
+    """Prints the figures of evaluation/speed.py or evaluation/serving.py as tables."""
     _print_head(figures)
-    model = figures["model"]
+    if "workload" in figures:
+        _print_serving(figures)
+    else:
+        _print_speed(figures)
+
+
+def _print_speed(figures: dict[str, Any]) -> None:
     table = summary_table("speed", "time", "tokens/s", "measured")
     decode, fresh = figures["decode"], figures["fresh_process"]
     table.add_row("first token, fresh process", f"{fresh['first_token_s']:.2f} s", "", "imports and loading too")
@@ -41,31 +89,34 @@ def print_report(figures):
     for row in figures["batch"]:
         table.add_row(f"a step of a batch of {row['batch']}", *_time(row, "ms_per_step"), "the graph's step")
     results.print(table)
+    _print_memory(figures)
 
+
+def _print_memory(figures: dict[str, Any]) -> None:
+    model, fresh = figures["model"], figures["fresh_process"]
     table = summary_table("memory", "", "")
     table.add_row("weights file", readable_bytes(model["weights_bytes"]))
     table.add_row("KV cache", readable_bytes(model["cache_bytes_per_sequence"]), "a sequence")
     table.add_row("peak of a process", _bytes(fresh["peak_memory_bytes"]), "one sequence, the fresh process")
     table.add_row("weights read for a token", _bytes(model["bytes_per_token"]))
     speed, floor = figures["bandwidth"]["bytes_per_s"], figures["floor"]
-    table.add_row("memory bandwidth", f"{_bytes(speed)}/s" if speed else "not known", "read by as many threads")
+    bandwidth = f"{readable_bytes(speed)}/s" if speed else "not known"
+    table.add_row("memory bandwidth", bandwidth, "read by as many threads")
     if floor["share"]:
         table.add_row("share of it reached", f"{floor['share']:.0%}", f"the floor is {floor['ms_per_token']:.2f} ms")
     results.print(table)
 
 
-def print_serving(figures):
-    """Prints the figures of evaluation/serving.py as tables."""
-    _print_head(figures)
+def _print_serving(figures: dict[str, Any]) -> None:
     work, slots = figures["workload"], figures["settings"]["slots"]
     results.print(
         f"{work['requests']} requests, all submitted at once: {work['prompt_tokens']:,} tokens of prompts, "
         f"{work['new_tokens']:,} new ones"
     )
-    table = summary_table("", "tokens/s", "in all", *(title for title, _, _ in _WAITS))
-    for way, title in _ways(slots):
+    table = summary_table("", "tokens/s", "in all", *(title for title, _, _, _ in _WAITS))
+    for way, title in name_ways(figures):
         row = figures[way]
-        waits = (f"{row[name] * scale:,.2f} {unit}" for _, name, (scale, unit) in _WAITS)
+        waits = (f"{row[name] * scale:,.2f} {unit}" for _, name, scale, unit in _WAITS)
         table.add_row(title, f"{row['tokens_per_s']:,.1f}", f"{row['seconds']:.1f} s", *waits)
     results.print(table)
     results.print(f"together {figures['ratio']:.2f} times as fast; first tokens wait from the submission of all")
@@ -78,59 +129,8 @@ def print_serving(figures):
     results.print(f"peak of memory with {slots} slots {_bytes(figures['peak_memory_bytes'])}; KV cache {cache} a slot")
 
 
-def plot_serving(figures, path, suffix):
-    """Draws throughput and waiting, alone and together; see plot."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    figure.suptitle(f"{_title(figures)}, {figures['workload']['requests']} requests", fontsize=11)
-    ways = _ways(figures["settings"]["slots"])
-    panels = (
-        ("new tokens/s", [("", "tokens_per_s")], 1),
-        ("until the first token, s", [("p50", "first_token_p50_ms"), ("p99", "first_token_p99_ms")], 1e-3),
-        ("between tokens, ms", [("p50", "inter_token_p50_ms"), ("p99", "inter_token_p99_ms")], 1),
-    )
-    for axes, (title, bars, scale) in zip(figure.subplots(1, 3), panels, strict=True):
-        for index, (way, label) in enumerate(ways):
-            places = [place + 0.4 * index for place in range(len(bars))]
-            heights = [figures[way][name] * scale for _, name in bars]
-            drawn = axes.bar(places, heights, 0.36, color=(_GREY, _BLUE)[index], label=label)
-            axes.bar_label(drawn, fmt="{:.3g}", fontsize=8)
-        axes.set(
-            title=title, xticks=[place + 0.2 for place in range(len(bars))], xticklabels=[name for name, _ in bars]
-        )
-        axes.margins(y=0.12)
-        axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
-    figure.savefig(path, format=suffix.removeprefix("."), dpi=150)
-
-
-def plot(figures, path, suffix):
-    """Draws latency against context and throughput against batch.
-
-    Args:
-        figures: see print_report.
-        path: the file to write.
-        suffix: ".png" or ".svg"; the path's own may be another.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    figure.suptitle(_title(figures), fontsize=11)
-    left, right = figure.subplots(1, 2)
-    _panel(left, figures["context"], ("context", "tokens in context"), ("ms_per_token", "ms a token"))
-    if figures["floor"]["ms_per_token"]:
-        left.axhline(figures["floor"]["ms_per_token"], color=_GREY, linewidth=1, linestyle="--")
-        left.annotate("weights at memory bandwidth", (0, figures["floor"]["ms_per_token"]), (4, 4), **_ABOVE)
-    _panel(right, figures["batch"], ("batch", "sequences together"), ("tokens_per_s", "tokens/s in all"))
-    right.set_xticks([row["batch"] for row in figures["batch"]])
-    figure.savefig(path, format=suffix.removeprefix("."), dpi=150)
-
-
-_ABOVE = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 8, "color": _GREY}
-
-
-def _print_head(figures):
+def _print_head(figures: dict[str, Any]) -> None:
+    """Prints what was measured, and where."""
     model, machine, settings = figures["model"], figures["machine"], figures["settings"]
     results.print(f"{model['folder']}: {model['precision']}, {model['parameters'] / 1e6:,.1f} million parameters")
     memory = f", {readable_bytes(machine['memory_bytes'])}" if machine["memory_bytes"] else ""
@@ -139,39 +139,10 @@ def _print_head(figures):
     results.print(f"{settings['threads']} threads on {settings['device']}, medians of {settings['rounds']} rounds")
 
 
-# Of the table: a title, the figure, what its milliseconds are shown as.
-_SECONDS, _MILLISECONDS = (1e-3, "s"), (1, "ms")
-_WAITS = (
-    ("first token p50", "first_token_p50_ms", _SECONDS),
-    ("p99", "first_token_p99_ms", _SECONDS),
-    ("between tokens p50", "inter_token_p50_ms", _MILLISECONDS),
-    ("p99", "inter_token_p99_ms", _MILLISECONDS),
-)
-
-
-def _ways(slots):
-    return ("alone", "one after the other"), ("together", f"{slots} at a time")
-
-
-def _title(figures):
-    model, machine = figures["model"], figures["machine"]
-    title = f"{Path(model['folder']).name}: {model['parameters'] / 1e6:,.0f} million parameters, {model['precision']}"
-    return f"{title}\n{machine['cpu']}, {figures['settings']['threads']} threads"
-
-
-def _panel(axes, rows, across, up):
-    points = [(row[across[0]], row[up[0]]) for row in rows]
-    axes.plot(*zip(*points, strict=True), marker="o", color=_BLUE)
-    for x, y in points:
-        axes.annotate(f"{y:.3g}", (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
-    axes.set(xlabel=across[1], ylabel=up[1], ylim=(0, 1.15 * max(y for _, y in points)))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
-
-
-def _time(row, name):
+def _time(row: dict[str, float], name: str) -> tuple[str, str]:
+    """The cells of a row's time and of its tokens/s."""
     return f"{row[name]:.2f} ms", f"{row['tokens_per_s']:,.1f}"
 
 
-def _bytes(size):
+def _bytes(size: int | None) -> str:
     return readable_bytes(size) if size else "not known"

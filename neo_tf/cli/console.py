@@ -2,58 +2,73 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator
 
-from rich import box
+from rich import box, progress
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.progress import TransferSpeedColumn as SpeedColumn
 from rich.table import Table
 
+from neo_tf.progress import Progress
+
 _WIDTH = None if sys.stdout and sys.stdout.isatty() else 160  # into a file or a pipe: nothing is cut off
-results = Console(width=_WIDTH, highlight=False, soft_wrap=True, markup=False)  # what was asked for: standard output
+# Results go to standard output, and everything else to standard error.
+results = Console(width=_WIDTH, highlight=False, soft_wrap=True, markup=False)
 console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
-@contextlib.contextmanager
-def byte_progress(what, total):
-    """Yields progress(name, bytes) that moves a bar of `total` bytes."""
-    with _bar(DownloadColumn(), SpeedColumn()) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda name, size: bar.advance(task, size)
+def byte_progress(title: str, total: float) -> contextlib.AbstractContextManager[Progress]:
+    """A progress bar of `total` bytes."""
+    return _progress_bar(title, total, progress.DownloadColumn(), progress.TransferSpeedColumn())
 
 
-def export_progress(size):
-    """A bar of a checkpoint that is exported on the way."""
-    return byte_progress("exporting once", size)
+def count_progress(title: str, total: float) -> contextlib.AbstractContextManager[Progress]:
+    """A progress bar of `total` things, such as samples or tokens."""
+    return _progress_bar(title, total, progress.MofNCompleteColumn())
 
 
-@contextlib.contextmanager
-def count_progress(what, total):
-    """Yields progress(count) that moves a bar of `total` things."""
-    with _bar(MofNCompleteColumn()) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)
+def token_progress(title: str, total: float | None, done: int = 0) -> contextlib.AbstractContextManager[Progress]:
+    """A progress bar of `total` prompts that shows the callback's `what`, which is the speed.
 
-
-@contextlib.contextmanager
-def token_progress(what, total, done=0):
-    """Yields a Progress that moves a bar of `total` things; None is unknown. What it is told beside is shown.
-
-    Things that were done before it began count for the bar, but not for the time that is left.
+    Args:
+        title: The text before the bar.
+        total: The number of prompts; None where it is not known.
+        done: The prompts that were done before. They move the bar, but do not count for the time that is left.
     """
-    with _bar(MofNCompleteColumn(), TextColumn("{task.fields[rate]}")) as bar:
-        task = bar.add_task(what, total=total, completed=done, rate="")
-        yield lambda amount, rate="": bar.update(task, advance=amount, rate=rate)
+    speed = progress.TextColumn("{task.fields[what]}")
+    return _progress_bar(title, total, progress.MofNCompleteColumn(), speed, done=done)
 
 
-def summary_table(*columns, header=True):
-    """A plain table."""
+def export_progress(total: int) -> contextlib.AbstractContextManager[Progress]:
+    """The progress bar of a checkpoint of `total` bytes that a command exports before it begins."""
+    return byte_progress("exporting once", total)
+
+
+@contextlib.contextmanager
+def _progress_bar(
+    title: str, total: float | None, *columns: progress.ProgressColumn, done: int = 0
+) -> Iterator[Progress]:
+    """Shows a bar on a terminal, and yields the callback that moves it."""
+    bar = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        *columns,
+        progress.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(title, total=total, completed=done, what="")
+
+        def move(amount: float, what: str = "") -> None:
+            bar.update(task, advance=amount, what=what)
+
+        yield move
+
+
+def summary_table(*columns: str, header: bool = True) -> Table:
+    """A plain table. Without a header, its columns have no titles."""
     table = Table(box=box.SIMPLE, show_header=header)
     for column in columns:
-        table.add_column(column, no_wrap=bool(header))
+        table.add_column(column, no_wrap=header)
     return table
-
-
-def _bar(*columns):
-    parts = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
-    return Progress(*parts, console=console, transient=True, disable=not console.is_terminal)

@@ -2,8 +2,6 @@
 
 import time
 
-import neo_tf
-from neo_tf.cli.console import byte_progress
 from neo_tf.cli.shared_options import (
     ConfigPath,
     Destination,
@@ -16,7 +14,7 @@ from neo_tf.cli.shared_options import (
     TokenizerPath,
     VocabSize,
 )
-from neo_tf.cli.source import open_source, print_written
+from neo_tf.cli.source import open_source, write_checkpoint
 
 
 def convert(
@@ -29,10 +27,10 @@ def convert(
     revision: Revision = None,
     moe_policy: MoePolicy = None,
     force: Force = False,
-):
+) -> None:
     """Convert a checkpoint between the original's format, Keras and Hugging Face."""
     started = time.perf_counter()
-    checkpoint = open_source(src, n_vocab, tokenizer=tokenizer, config=config, revision=revision, moe_policy=moe_policy)
-    with byte_progress("converting", checkpoint.nbytes) as progress:
-        neo_tf.save_checkpoint(checkpoint, dst, to.value, force=force, progress=progress)
-    print_written(checkpoint, dst, to.value, started)
+    checkpoint = open_source(
+        src, tokenizer=tokenizer, config=config, revision=revision, moe_policy=moe_policy, n_vocab=n_vocab
+    )
+    write_checkpoint(checkpoint, dst, to, force=force, title="converting", started=started)

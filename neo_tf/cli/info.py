@@ -1,64 +1,93 @@
 """`neo-tf info`: what a model is."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
 from neo_tf.cli.console import results, summary_table
-from neo_tf.config_values import OPTIONS
+from neo_tf.config import GPTNeoConfig
+from neo_tf.config_values import ORIGINAL_ONLY_KEYS
 from neo_tf.onnx_folder import OnnxFolder
 from neo_tf.sizes import readable_bytes
 from neo_tf.variables import count_parameters
 
+_FORMATS = {"mesh-tf": "Mesh-TensorFlow checkpoint", "huggingface": "Hugging Face folder", "keras": "Keras folder"}
+
 
 def info(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint in any format, or an ONNX folder.")],
-):
-    """Show what a model is: format, sizes, layers, options, precision and tokenizer."""
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="The model: a checkpoint in any format, or an ONNX folder.")
+    ],
+) -> None:
+    """Show what a model is: its format, sizes, layers, options, precision and tokenizer."""
     table = summary_table("", "", header=False)
     for name, value in describe(path).items():
         table.add_row(name, value)
     results.print(table)
 
 
-def describe(path):
-    """{label: text} of a checkpoint in any format, or of an ONNX folder.
+def describe(path: Path | str) -> dict[str, str]:
+    """Describes a checkpoint in any format, or an ONNX folder, as {label: text}.
 
     Raises:
-        CheckpointError, ConfigError: see open_checkpoint.
+        CheckpointError, ConfigError: See open_checkpoint.
     """
-    if folder := OnnxFolder.find(path):
-        text = _text_of(folder.path / "tokenizer.json")
-        weights = folder.data_path.stat().st_size
-        cache = "fp32" if folder.target == "cpu" else "bf16" if folder.precisions[0] == "bf16" else "fp16"
-        model = _model(folder.config, ", ".join(folder.precisions), weights, cache)
-        place = "other runtimes, in standard operators" if folder.is_standard else folder.target.upper()
-        return {"format": f"ONNX folder for {place}", **model, "tokenizer": _tokenizer(text)}
+    folder = OnnxFolder.find(path)
+    if folder is not None:
+        return _describe_onnx(folder)
     from neo_tf.checkpoints import open_checkpoint
 
     checkpoint = open_checkpoint(path)
-    names = {"mesh-tf": "Mesh-TensorFlow checkpoint", "huggingface": "Hugging Face folder", "keras": "Keras folder"}
-    rows = {"format": names[checkpoint.format], **_model(checkpoint.config, checkpoint.dtype, checkpoint.nbytes)}
+    rows = {"path": str(checkpoint.path), "format": _FORMATS[checkpoint.format]}
+    rows |= _describe_model(checkpoint.config, checkpoint.dtype, checkpoint.nbytes, "fp32")
     if "global_step" in checkpoint.config.training:
         rows["trained for"] = f"{checkpoint.config.training['global_step']:,} steps"
-    return {"path": str(checkpoint.path), **rows, "tokenizer": _tokenizer(checkpoint.tokenizer)}
+    rows["tokenizer"] = _describe_tokenizer(checkpoint.tokenizer)
+    return rows
 
 
-def _model(config, precision, nbytes, cache="fp32"):
+def _describe_onnx(folder: OnnxFolder) -> dict[str, str]:
+    place = "other runtimes, in standard operators" if folder.is_standard else folder.target.upper()
+    if folder.target == "cpu":
+        cache = "fp32"
+    elif folder.precisions[0] == "bf16":
+        cache = "bf16"
+    else:
+        cache = "fp16"
+    tokenizer = folder.path / "tokenizer.json"
+    text = tokenizer.read_text("utf-8", errors="replace") if tokenizer.is_file() else None
+    weights = folder.data_path.stat().st_size
+    rows = {"format": f"ONNX folder for {place}"}
+    rows |= _describe_model(folder.config, ", ".join(folder.precisions), weights, cache)
+    rows["tokenizer"] = _describe_tokenizer(text)
+    return rows
+
+
+def _describe_model(config: GPTNeoConfig, precision: str, nbytes: int, cache: str) -> dict[str, str]:
+    """The rows that every model has.
+
+    Args:
+        config: The model's config.
+        precision: The weights' precision, or several.
+        nbytes: The weights' size.
+        cache: The KV cache's precision.
+    """
     from neo_tf.runtime.device.kv_cache import KVCache
 
-    kinds, dtype = Counter(config.attention_types), np.float32 if cache == "fp32" else np.float16  # bf16 is as wide
+    kinds = Counter(config.attention_types)
     layers = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     window = f", radius {config.local_attention_radius}" if kinds["local"] else ""
     ids = f"end-of-text {config.eos_token_id}" if config.eos_token_id is not None else "no end-of-text id"
+    dtype = np.float32 if cache == "fp32" else np.float16  # bf16 has the size of fp16
     return {
         "parameters": f"{count_parameters(config):,}",
         "weights": f"{readable_bytes(nbytes)} in {precision}",
         "layers": f"{config.n_layer} ({layers}{window})",
         "hidden size": f"{config.n_embd}, mlp {config.n_inner}, {config.activation_fn}",
-        "options": _options(config),
+        "options": _describe_options(config),
         "heads": f"{config.n_head} of size {config.head_size}",
         "context": f"{config.n_ctx} tokens",
         "vocabulary": f"{config.n_vocab} ({ids})",
@@ -66,20 +95,20 @@ def _model(config, precision, nbytes, cache="fp32"):
     }
 
 
-def _options(config):
+def _describe_options(config: GPTNeoConfig) -> str:
     """The original's options that are on, by their keys."""
-    on = {key: getattr(config, key) for key in (*OPTIONS, "untied_lm_head") if key != "moe_params"}
-    told = [key if value is True else f"{key} {value}" for key, value in on.items() if value]
+    found = []
+    for key in (*ORIGINAL_ONLY_KEYS, "untied_lm_head"):
+        value = getattr(config, key)
+        if value and key != "moe_params":
+            found.append(key if value is True else f"{key} {value}")
     if config.moe_layers:
-        told.append(f"{config.moe_params['moe_num_experts']} experts")
-    return ", ".join(told) or "none"
+        found.append(f"{config.moe_params['moe_num_experts']} experts")
+    return ", ".join(found) or "none"
 
 
-def _text_of(path):
-    return path.read_text("utf-8", errors="replace") if path.is_file() else None
-
-
-def _tokenizer(text):
+def _describe_tokenizer(text: str | None) -> str:
+    """Describes the text of a tokenizer.json."""
     if text is None:
         return "none found"
     from tokenizers import Tokenizer

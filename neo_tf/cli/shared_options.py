@@ -7,49 +7,108 @@ from typing import Annotated
 import typer
 
 from neo_tf.errors import RequestError
-from neo_tf.onnx_folder import PRECISIONS
-
-Precision = StrEnum("Precision", [(name, name) for name in PRECISIONS])
-
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX folder, a checkpoint in any format, or a hub id.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; by default what it was exported for.")]
-ChosenPrecision = Annotated[Precision | None, typer.Option(help="One of an ONNX folder's; its first by default.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core by default.", min=1, max=256)]
-TokenizerPath = Annotated[
-    Path | None, typer.Option("--tokenizer", help="A tokenizer.json, or its folder; else the one beside the weights.")
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-MoePolicy = Annotated[
-    str | None, typer.Option(help="all, none or threshold: the second expert, where the original draws at random.")
-]
-
-
-def whole_numbers(name, text):
-    """ "1,2,4" -> [1, 2, 4]."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise RequestError(f"{name} must be whole numbers with commas between, as 1,2,4, not {text!r}") from None
+from neo_tf.onnx_folder import PrecisionName
 
 
 class Format(StrEnum):
-    """Formats that a checkpoint can be written in."""
+    """The formats that a checkpoint can be written in."""
 
     keras = "keras"
     huggingface = "huggingface"
     mesh_tf = "mesh-tf"
 
 
+# ---- what is read
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="The model: an ONNX folder, a checkpoint in any format, or a Hugging Face hub id."
+    ),
+]
 Source = Annotated[
     str,
     typer.Argument(
-        metavar="SRC", help="A checkpoint: a folder of any format, the original's model.ckpt-N, or a hub id."
+        metavar="SRC",
+        help="The checkpoint to read: a folder in any format, a model.ckpt-N prefix of the original code, "
+        "or a Hugging Face hub id.",
     ),
 ]
-Destination = Annotated[
-    Path, typer.Argument(metavar="DST", help="The folder to write. It appears whole, or not at all.")
+TokenizerPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="PATH",
+        help="The tokenizer: a tokenizer.json, or a folder that holds one. By default the one beside the weights.",
+    ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace DST where it exists and is not empty.")]
-ConfigPath = Annotated[Path | None, typer.Option("--config", help="The model's config, if not beside the weights.")]
-VocabSize = Annotated[int | None, typer.Option("--n-vocab", help="Trim a padded vocabulary to so many ids.", min=1)]
-To = Annotated[Format, typer.Option(help="The format to write.")]
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="The model's JSON config. By default the one that lies beside the weights."
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The branch, tag or commit of a hub id. By default its main branch."),
+]
+MoePolicy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="POLICY",
+        help="For mixtures of experts: whether a token goes to its second expert always (all), never (none), or if "
+        "its gate is large enough (threshold). By default the model's config decides.",
+    ),
+]
+VocabSize = Annotated[
+    int | None,
+    typer.Option(
+        "--n-vocab",
+        metavar="N",
+        help="The number of token ids to keep of a padded vocabulary. By default all are kept.",
+        min=1,
+    ),
+]
+
+# ---- what is written
+
+Destination = Annotated[
+    Path,
+    typer.Argument(metavar="DST", help="The folder to write. It appears when it is complete, or not at all."),
+]
+To = Annotated[Format, typer.Option(metavar="FORMAT", help="The format to write: keras, huggingface or mesh-tf.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace DST if it exists and is not empty.")]
+
+# ---- how it runs
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The device that runs the model: cpu, cuda or cuda:N. By default the one that it was exported for.",
+    ),
+]
+ChosenPrecision = Annotated[
+    PrecisionName | None,
+    typer.Option(
+        metavar="NAME",
+        help="The precision to run: fp32, fp16, bf16, int8 or int4. An ONNX folder must hold it; by default its first "
+        "one is run. A checkpoint is exported in it, by default in fp32.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="The number of CPU threads. By default one for each core.", min=1, max=256),
+]
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """Reads numbers with commas between them: "1,2,4" -> [1, 2, 4].
+
+    Raises:
+        RequestError: The text holds something else; the message names the option.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise RequestError(f"{name} must be whole numbers with commas between, as 1,2,4, not {text!r}") from None

@@ -1,32 +1,65 @@
-"""What the commands that read a checkpoint and write a folder have in common."""
+"""What the commands that read a checkpoint have in common: they open it, write it, and say what they wrote."""
 
 import time
+from pathlib import Path
 
 import neo_tf
-from neo_tf.cli.console import console
+from neo_tf.checkpoints import Checkpoint
+from neo_tf.cli.console import byte_progress, console
+from neo_tf.cli.shared_options import Format
 from neo_tf.errors import RequestError
 from neo_tf.sizes import readable_bytes
 from neo_tf.variables import count_parameters
 
 
-def open_source(src, n_vocab=None, **opening):
-    """The Checkpoint that SRC names, its vocabulary trimmed where that was asked for; see open_checkpoint."""
-    checkpoint = neo_tf.open_checkpoint(src, **opening)
-    if opening.get("moe_policy") and checkpoint.config.moe_layers:
-        console.print(f"note: second experts by {opening['moe_policy']!r}, whatever the original's config says")
-    return checkpoint if n_vocab is None else checkpoint.with_vocab(n_vocab)
+def open_source(
+    src: str,
+    *,
+    tokenizer: Path | None = None,
+    config: Path | None = None,
+    revision: str | None = None,
+    moe_policy: str | None = None,
+    n_vocab: int | None = None,
+) -> Checkpoint:
+    """Opens the checkpoint that SRC names, and trims its vocabulary to n_vocab ids; see open_checkpoint."""
+    checkpoint = neo_tf.open_checkpoint(src, tokenizer, config, revision, moe_policy)
+    if moe_policy and checkpoint.config.moe_layers:
+        console.print(f"note: second experts by {moe_policy!r}, whatever the original's config says")
+    if n_vocab is None:
+        return checkpoint
+    return checkpoint.with_vocab(n_vocab)
 
 
-def read_text(path):
-    """The text of a file in UTF-8. Raises RequestError where it is not UTF-8."""
+def read_text(path: Path | None) -> str | None:
+    """Reads the text of a file; returns None where no file is given.
+
+    Raises:
+        RequestError: The text is not UTF-8.
+    """
+    if path is None:
+        return None
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise RequestError(f"{path}: not a text in UTF-8") from None
 
 
-def print_written(checkpoint, dst, what, started):
-    """Prints what was written: where, in which format, how large, and how long it took since `started`."""
+def write_checkpoint(checkpoint: Checkpoint, dst: Path, to: Format, *, force: bool, title: str, started: float) -> None:
+    """Writes a checkpoint in a format with a progress bar, and prints what was written; see print_written."""
+    with byte_progress(title, checkpoint.nbytes) as progress:
+        neo_tf.save_checkpoint(checkpoint, dst, to.value, force=force, progress=progress)
+    print_written(checkpoint, dst, to.value, started)
+
+
+def print_written(checkpoint: Checkpoint, dst: Path, what: str, started: float) -> None:
+    """Prints what was written.
+
+    Args:
+        checkpoint: What was written.
+        dst: The folder that holds it now.
+        what: The format.
+        started: The reading of time.perf_counter when the command began.
+    """
     size = sum(file.stat().st_size for file in dst.iterdir())
     count = f"{count_parameters(checkpoint.config) / 1e6:,.1f} million parameters"
     console.print(f"{dst}: {what}, {count}, {readable_bytes(size)}, {time.perf_counter() - started:.1f} s")

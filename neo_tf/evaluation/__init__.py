@@ -1,1 +1,1 @@
-"""Measures a model: right, fast, good. It may import everything; only the command line imports it."""
+"""Measures a model: whether it is right, and how fast it is. Only the command line imports this package."""

@@ -1,22 +1,31 @@
 """Many requests at once against the same ones one after the other: throughput, waiting, and the engine's own time."""
 
+from __future__ import annotations
+
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import RequestError
-from neo_tf.evaluation.machine import describe_machine, peak_memory, versions
-from neo_tf.evaluation.speed import STEPS, TimedSession, describe_model
+from neo_tf.evaluation.machine import peak_memory
+from neo_tf.evaluation.measuring import STEPS, TimedSession, describe_run
 from neo_tf.onnx_folder import OnnxFolder
-from neo_tf.runtime.device.machine import physical_cores
+from neo_tf.progress import Progress, no_progress
 from neo_tf.runtime.device.session import Session
 from neo_tf.runtime.engine.engine import Engine
 from neo_tf.runtime.engine.request import Request
 
-_PROMPTS, _NEW = (32, 512), (16, 256)  # tokens: the least and the most
-_LEAST_CONTEXT, _SLOTS = 64, 16
+# The least and the most tokens of a prompt, and of its continuation.
+_PROMPT_TOKENS = (32, 512)
+_NEW_TOKENS = (16, 256)
+_LEAST_CONTEXT = 64
+_SLOTS = 16
 _BATCHES = (1, 8)  # at which the engine's own time is taken
 WAYS = ("alone", "together")
 
@@ -26,10 +35,10 @@ class ServingSettings:
     """What is measured.
 
     Args:
-        requests: how many.
-        slots: how many of them run at a time.
-        rounds: samples of each figure.
-        device, threads, precision: see Session.
+        requests: The number of requests, which are all submitted at once.
+        slots: The number of requests that run at the same time.
+        rounds: The number of samples of each figure.
+        device, threads, precision: See Session.
     """
 
     requests: int
@@ -40,13 +49,15 @@ class ServingSettings:
     precision: str | None = None
 
     @classmethod
-    def within(cls, n_ctx, *, requests, slots=None, **others):
-        """Settings for a context of n_ctx; slots are 16, or as many as the requests, where None.
+    def within(cls, n_ctx: int, *, requests: int, slots: int | None = None, **others: Any) -> ServingSettings:
+        """Settings for a model of n_ctx positions. Without slots there are 16, or one for each request if fewer.
 
         Raises:
-            RequestError: something is below its least value, or n_ctx is.
+            RequestError: A value is too small, or n_ctx is.
         """
-        settings = cls(requests, min(_SLOTS, requests) if slots is None else slots, **others)
+        if slots is None:
+            slots = min(_SLOTS, requests)
+        settings = cls(requests, slots, **others)
         for name in ("requests", "slots", "rounds"):
             if getattr(settings, name) < 1:
                 raise RequestError(f"{name} must be at least 1, not {getattr(settings, name)}")
@@ -55,71 +66,68 @@ class ServingSettings:
         return settings
 
     @property
-    def batches(self):
-        """Batches at which the engine's own time is taken."""
+    def batches(self) -> tuple[int, ...]:
+        """The batch sizes at which the engine's own time is taken."""
         return tuple(sorted({min(batch, self.slots) for batch in _BATCHES}))
 
     @property
-    def work(self):
-        """How often progress is called."""
+    def work(self) -> int:
+        """What the amounts of benchmark_serving's progress add up to: requests, and samples of the engine's time."""
         return self.rounds * (len(WAYS) * self.requests + len(self.batches))
 
 
 @dataclass(frozen=True)
 class Task:
-    """One request of a workload: a prompt's ids, and how many tokens follow it."""
+    """One request of a workload: a prompt's token ids, and the number of tokens that follow it."""
 
-    prompt: list
+    prompt: list[int]
     new_tokens: int
 
 
-def make_workload(requests, config, number=0):
+def make_workload(requests: int, config: GPTNeoConfig, number: int = 0) -> list[Task]:
     """Random prompts of 32 to 512 tokens with 16 to 256 new ones; at most 2/3 and 1/3 of n_ctx. The same every time.
 
-    The shared-prefix cache knows prompts that came before: workloads of other numbers have the same lengths and other
-    ids.
+    The shared-prefix cache knows the prompts of earlier rounds. So each round has a workload with another number: its
+    lengths are the same and its token ids are not.
 
     Args:
-        requests: how many.
-        config: a GPTNeoConfig of a context of 64 at least.
-        number: of the workload.
-
-    Returns:
-        A list of Tasks.
+        requests: The number of tasks.
+        config: The model's config; its n_ctx is at least 64.
+        number: The number of the workload.
     """
     lengths, ids = np.random.default_rng(0), np.random.default_rng([1, number])
-    prompts = lengths.integers(_PROMPTS[0], min(_PROMPTS[1], config.n_ctx * 2 // 3) + 1, requests)
-    news = lengths.integers(_NEW[0], min(_NEW[1], config.n_ctx // 3) + 1, requests)
+    prompts = lengths.integers(_PROMPT_TOKENS[0], min(_PROMPT_TOKENS[1], config.n_ctx * 2 // 3) + 1, requests)
+    news = lengths.integers(_NEW_TOKENS[0], min(_NEW_TOKENS[1], config.n_ctx // 3) + 1, requests)
     sizes = zip(prompts.tolist(), news.tolist(), strict=True)
     return [Task(ids.integers(0, config.n_vocab, length).tolist(), new) for length, new in sizes]
 
 
-def benchmark_serving(folder, settings, progress=None):
+def benchmark_serving(
+    folder: OnnxFolder | Path | str, settings: ServingSettings, progress: Progress = no_progress
+) -> dict[str, Any]:
     """Measures a folder.
 
     Args:
-        folder: an ONNX folder that export_onnx wrote: its path, or an OnnxFolder.
-        settings: a ServingSettings.
-        progress: called as progress(1), settings.work times.
+        folder: An ONNX folder that export_onnx wrote: its path, or an OnnxFolder.
+        settings: What is measured.
+        progress: Called with 1 after each request and each sample of the engine's time, settings.work times.
 
     Returns:
         A dict for JSON: "model", "machine", "versions", "settings"; "workload"; "alone" and "together", see summary;
-        "ratio" of their tokens/s; "engine", a row for each batch; "peak_memory_bytes"; "samples" of each round.
+        "ratio" of their tokens/s; "engine", a row for each batch size; "peak_memory_bytes"; "samples" of each round.
 
     Raises:
-        NeoTFError: see Session.
+        NeoTFError: See Session.
     """
     folder = OnnxFolder.read(folder)
     workloads = [make_workload(settings.requests, folder.config, number) for number in range(settings.rounds)]
-    rounds = _Rounds(folder, settings, workloads, progress or (lambda count: None))
+    rounds = _ServingRounds(folder, settings, workloads, progress)
     for number in range(settings.rounds):
         rounds.run(number)
-    session, samples = rounds.session, rounds.samples
-    about = {"model": describe_model(session), "machine": describe_machine(), "versions": versions()}
-    chosen = {"device": session.device, "threads": settings.threads or physical_cores()}
-    about["settings"] = asdict(settings) | chosen | {"precision": session.precision}
-    ratios = [many["tokens_per_s"] / one["tokens_per_s"] for one, many in zip(*map(samples.get, WAYS), strict=True)]
-    return about | {
+    samples = rounds.samples
+    pairs = zip(samples["alone"], samples["together"], strict=True)
+    ratios = [together["tokens_per_s"] / alone["tokens_per_s"] for alone, together in pairs]
+    return describe_run(rounds.session, settings) | {
         "workload": describe_workload(workloads[0]),
         **{way: medians(samples[way]) for way in WAYS},
         "ratio": statistics.median(ratios),
@@ -132,47 +140,63 @@ def benchmark_serving(folder, settings, progress=None):
     }
 
 
-class _Rounds:
-    """The sessions under test, and samples of every measure: {name: [one a round]}."""
+class _ServingRounds:
+    """The sessions under test, and the samples of every measure.
 
-    def __init__(self, folder, settings, workloads, progress):
-        self._folder, self._settings, self._workloads, self._progress = folder, settings, workloads, progress
-        self.samples = {name: [] for name in (*WAYS, "engine")}
+    Attributes:
+        samples: {"alone" or "together": [a summary a round], "engine": [[a row for each batch size] a round]}.
+        peak_memory_bytes: The peak of this process before anything ran alone.
+    """
+
+    def __init__(
+        self,
+        folder: OnnxFolder,
+        settings: ServingSettings,
+        workloads: Sequence[Sequence[Task]],
+        progress: Progress,
+    ):
+        self._folder = folder
+        self._settings = settings
+        self._workloads = workloads
+        self._progress = progress
+        self.samples: dict[str, list] = {name: [] for name in (*WAYS, "engine")}
         self.session = TimedSession(self._load(settings.slots))
         self._engines = {"together": Engine(self.session)}
         self._warm("together", settings.slots)
-        self.peak_memory_bytes = None
+        self.peak_memory_bytes: int | None = None
 
-    def run(self, number):
-        """Takes one sample of everything; another way begins each time."""
-        for way in WAYS if number % 2 else WAYS[::-1]:
+    def run(self, number: int) -> None:
+        """Takes one sample of everything; the rounds begin with each way in turn."""
+        ways = WAYS if number % 2 else WAYS[::-1]
+        for way in ways:
             if way not in self._engines:
-                # Only now: what it takes is no part of the memory that many requests need.
+                # It is loaded only now: its memory does not belong to what many requests need.
                 self.peak_memory_bytes = peak_memory()
                 self._engines[way] = Engine(self._load(1))
                 self._warm(way, 1)
             self._rest()
-            self.samples[way].append(summary(serve(self._engines[way], self._workloads[number], way, self._progress)))
+            times = serve(self._engines[way], self._workloads[number], way, self._progress)
+            self.samples[way].append(summary(times))
         self._rest()
         self.samples["engine"].append([self._own_time(batch) for batch in self._settings.batches])
 
-    def _load(self, slots):
+    def _load(self, slots: int) -> Session:
         settings = self._settings
         return Session(self._folder, slots, settings.device, settings.threads, settings.precision)
 
-    def _warm(self, way, count):
-        """Binds buffers of every number of rows: a prompt joins in each step."""
+    def _warm(self, way: str, count: int) -> None:
+        """Binds buffers for every number of rows: in each step another prompt joins."""
         prompt = self._workloads[0][0].prompt[:8]
         task = Task(prompt, min(2 * count, self.session.config.n_ctx - len(prompt)))
         serve(self._engines[way], [task] * count, "together")
 
-    def _rest(self):
-        """What ran before lets go of the cores: threads spin for a moment after a step."""
+    def _rest(self) -> None:
+        """Waits until the cores are free: threads spin for a moment after a step."""
         time.sleep(0.1)
 
-    def _own_time(self, batch):
-        """A step of decoding so many sequences, and how much of it is not the session's."""
-        engine, length = self._engines["together"], _PROMPTS[0]
+    def _own_time(self, batch: int) -> dict[str, float]:
+        """The time of a decode step of `batch` sequences, and the part of it that is not the session's."""
+        engine, length = self._engines["together"], _PROMPT_TOKENS[0]
         steps = min(STEPS, self.session.config.n_ctx - length - batch - 1)
         prompt = self._workloads[0][0].prompt[:length]
         request = Request(prompt, max_new_tokens=batch + steps + 1)
@@ -193,22 +217,23 @@ class _Rounds:
         return {"ms_per_step": seconds * 1e3, "own_ms": own * 1e3, "share": own / seconds}
 
 
-def serve(engine, workload, way, progress=None):
-    """Runs a workload greedily, all of it submitted at once.
+def serve(engine: Engine, workload: Sequence[Task], way: str, progress: Progress | None = None) -> list[list[float]]:
+    """Runs a workload greedily.
 
     Args:
-        engine: an Engine.
-        workload: Tasks.
-        way: "together", or "alone": one after the other.
-        progress: called as progress(1) at each request's last token.
+        engine: The engine that runs it.
+        workload: The requests.
+        way: "together" submits all of them at once; "alone" submits each one after the end of the one before.
+        progress: Called with 1 at each request's last token.
 
     Returns:
-        A list for each task: the seconds from the beginning to each of its tokens.
+        For each task a list: the seconds from the beginning to each of its tokens.
     """
-    times, start = [[] for _ in workload], time.perf_counter()
+    times: list[list[float]] = [[] for _ in workload]
+    start = time.perf_counter()
 
-    def clock(task, own):
-        def note(token):
+    def clock(task: Task, own: list[float]) -> Callable[[int], None]:
+        def note(token: int) -> None:
             own.append(time.perf_counter() - start)
             if progress and len(own) == task.new_tokens:
                 progress(1)
@@ -217,23 +242,26 @@ def serve(engine, workload, way, progress=None):
 
     pairs = zip(workload, times, strict=True)
     requests = [Request(task.prompt, max_new_tokens=task.new_tokens, on_token=clock(task, own)) for task, own in pairs]
-    for group in [requests] if way == "together" else [[request] for request in requests]:
+    groups = [requests] if way == "together" else [[request] for request in requests]
+    for group in groups:
         engine.generate(group)
     return times
 
 
-def summary(times):
-    """Throughput and waiting of a workload.
+def summary(times: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Throughput and waiting times of a workload.
 
     Args:
-        times: for each request, the seconds from the submission of all to each of its tokens.
+        times: For each request, the seconds from the submission of all to each of its tokens.
 
     Returns:
         {"seconds", "tokens_per_s", "first_token_p50_ms", "first_token_p99_ms", "inter_token_p50_ms",
-        "inter_token_p99_ms"}: a first token's time is over requests, that between tokens over all pairs of neighbours.
+        "inter_token_p99_ms"}. The percentiles of the first token are over the requests, those between tokens over all
+        pairs of neighbouring tokens.
     """
     seconds = max(own[-1] for own in times)
-    first, between = [own[0] for own in times], np.concatenate([np.diff(own) for own in times])
+    first = [own[0] for own in times]
+    between = np.concatenate([np.diff(own) for own in times])
     figures = {"seconds": seconds, "tokens_per_s": sum(map(len, times)) / seconds}
     for name, values in (("first_token", first), ("inter_token", between)):
         for rank in (50, 99):
@@ -241,12 +269,15 @@ def summary(times):
     return figures
 
 
-def medians(samples):
+def medians(samples: Sequence[dict[str, float]]) -> dict[str, float]:
     """The median of each figure over [{name: figure}]."""
     return {name: statistics.median(sample[name] for sample in samples) for name in samples[0]}
 
 
-def describe_workload(workload):
-    """How many requests, and how many tokens are in all of their prompts and follow them."""
-    prompts, news = [len(task.prompt) for task in workload], [task.new_tokens for task in workload]
-    return {"requests": len(workload), "prompt_tokens": sum(prompts), "new_tokens": sum(news)}
+def describe_workload(workload: Sequence[Task]) -> dict[str, int]:
+    """The number of requests, of tokens in all prompts, and of new tokens in all continuations."""
+    return {
+        "requests": len(workload),
+        "prompt_tokens": sum(len(task.prompt) for task in workload),
+        "new_tokens": sum(task.new_tokens for task in workload),
+    }

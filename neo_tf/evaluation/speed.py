@@ -1,29 +1,34 @@
 """Speed and memory of an exported folder: short rounds of every measure in turn, and the medians over them."""
 
-import json
+from __future__ import annotations
+
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from neo_tf.errors import NeoTFError, RequestError
-from neo_tf.evaluation.machine import describe_machine, memory_bandwidth, versions
-from neo_tf.onnx_folder import DECODER, OnnxFolder
-from neo_tf.runtime.device.kv_cache import KVCache
+from neo_tf.errors import RequestError
+from neo_tf.evaluation.fresh_process import run_fresh_process
+from neo_tf.evaluation.machine import memory_bandwidth
+from neo_tf.evaluation.measuring import STEPS, TimedSession, describe_run
+from neo_tf.onnx_folder import OnnxFolder
+from neo_tf.progress import Progress, no_progress
 from neo_tf.runtime.device.machine import physical_cores
 from neo_tf.runtime.device.session import Session
 from neo_tf.runtime.engine.engine import PREFILL_CHUNK, Engine
 from neo_tf.runtime.engine.request import Request
 
-_FRESH = "from neo_tf.evaluation.fresh_process import main\nmain(sys.argv[1])"
-STEPS = 32  # steps of one sample of a context or a batch
-_PROMPT, _NEW = 32, 128
-_PREFILLS, _CONTEXTS, _BATCHES = (128, 512, 1024), (32, 256, 512, 1024, 1500, 2000), (1, 2, 4, 8)
+# The defaults, as far as they fit into n_ctx.
+_PROMPT_TOKENS = 32
+_NEW_TOKENS = 128
+_PREFILLS = (128, 512, 1024)
+_CONTEXTS = (32, 256, 512, 1024, 1500, 2000)
+_BATCHES = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -31,19 +36,19 @@ class Settings:
     """What is measured.
 
     Args:
-        prompt_tokens, new_tokens: of the sequence that is decoded.
-        prefills: prompts' lengths.
-        contexts: lengths at which a token's time is taken.
-        batches: sequences that are decoded together.
-        rounds: samples of each figure.
-        device, threads, precision: see Session.
+        prompt_tokens, new_tokens: The lengths of the prompt and the continuation that are decoded, in tokens.
+        prefills: The lengths of prompts whose prefill is timed, in tokens.
+        contexts: The lengths of the context at which a decode step is timed, in tokens.
+        batches: The numbers of sequences that are decoded together.
+        rounds: The number of samples of each figure.
+        device, threads, precision: See Session.
     """
 
     prompt_tokens: int
     new_tokens: int
-    prefills: tuple
-    contexts: tuple
-    batches: tuple
+    prefills: tuple[int, ...]
+    contexts: tuple[int, ...]
+    batches: tuple[int, ...]
     rounds: int = 5
     device: str | None = None
     threads: int | None = None
@@ -51,30 +56,43 @@ class Settings:
 
     @classmethod
     def within(
-        cls, n_ctx, *, prompt_tokens=None, new_tokens=None, prefills=None, contexts=None, batches=None, **others
-    ):
-        """Settings for a context of n_ctx: what is None becomes as much of the defaults as fits.
+        cls,
+        n_ctx: int,
+        *,
+        prompt_tokens: int | None = None,
+        new_tokens: int | None = None,
+        prefills: Sequence[int] | None = None,
+        contexts: Sequence[int] | None = None,
+        batches: Sequence[int] | None = None,
+        **others: Any,
+    ) -> Settings:
+        """Settings for a model of n_ctx positions. What is None gets its default, as far as it fits.
 
         Raises:
-            RequestError: something is below its least value, or reaches beyond n_ctx.
+            RequestError: A value is too small, or reaches beyond n_ctx.
         """
         if prompt_tokens is None:
-            prompt_tokens = max(1, min(_PROMPT, n_ctx // 2, n_ctx - (new_tokens or 2)))
+            prompt_tokens = max(1, min(_PROMPT_TOKENS, n_ctx // 2, n_ctx - (new_tokens or 2)))
         if new_tokens is None:
-            new_tokens = max(2, min(_NEW, n_ctx - prompt_tokens))
+            new_tokens = max(2, min(_NEW_TOKENS, n_ctx - prompt_tokens))
         if prefills is None:
             prefills = [*(count for count in _PREFILLS if count < n_ctx), n_ctx]
         if contexts is None:
             longest = min(_CONTEXTS[-1], n_ctx - STEPS)
             contexts = [*(count for count in _CONTEXTS if count < longest), max(1, longest)]
-        lists = {"prefills": prefills, "contexts": contexts, "batches": batches or _BATCHES}
-        lists = {name: tuple(sorted(set(values))) for name, values in lists.items()}
-        settings = cls(prompt_tokens, new_tokens, **lists, **others)
+        settings = cls(
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            prefills=tuple(sorted(set(prefills))),
+            contexts=tuple(sorted(set(contexts))),
+            batches=tuple(sorted(set(batches or _BATCHES))),
+            **others,
+        )
         settings._check(n_ctx)
         return settings
 
-    def _check(self, n_ctx):
-        # A decode step needs a token before it and room for itself; decoding's time is taken between tokens.
+    def _check(self, n_ctx: int) -> None:
+        # A decode step needs a token before it and room for itself; the time per token is taken between two tokens.
         least = {"prompt_tokens": 1, "new_tokens": 2, "prefills": 1, "contexts": 1, "batches": 1, "rounds": 1}
         most = {"prefills": n_ctx, "contexts": n_ctx - 1}
         for name, bound in least.items():
@@ -92,59 +110,64 @@ class Settings:
             )
 
     @property
-    def work(self):
-        """How often progress is called."""
+    def work(self) -> int:
+        """The number of samples, which is what the amounts of benchmark's progress add up to."""
         return self.rounds * (3 + len(self.prefills) + len(self.contexts) + len(self.batches))
 
 
-def benchmark(folder, settings, progress=None):
+def benchmark(folder: OnnxFolder | Path | str, settings: Settings, progress: Progress = no_progress) -> dict[str, Any]:
     """Measures a folder.
 
     Args:
-        folder: an ONNX folder that export_onnx wrote: its path, or an OnnxFolder.
-        settings: a Settings.
-        progress: called as progress(1), settings.work times.
+        folder: An ONNX folder that export_onnx wrote: its path, or an OnnxFolder.
+        settings: What is measured.
+        progress: Called with 1 after each sample, settings.work times.
 
     Returns:
         A dict for JSON: "model", "machine", "versions", "settings"; "fresh_process", "decode", "prefill", "context",
         "batch", "bandwidth", "floor"; "samples" of each round. Names end in their units.
 
     Raises:
-        NeoTFError: see Session.
+        NeoTFError: See Session.
     """
-    rounds = _Rounds(OnnxFolder.read(folder), settings, progress or (lambda count: None))
+    rounds = _SpeedRounds(OnnxFolder.read(folder), settings, progress)
     for _ in range(settings.rounds):
         rounds.run()
-    model = describe_model(rounds.session)
-    about = {"model": model, "machine": describe_machine(), "versions": versions()}
-    about["settings"] = asdict(settings) | {
-        "device": rounds.session.device,
-        "threads": rounds.threads,
-        "precision": rounds.session.precision,
-    }
-    return about | _figures(rounds.samples, settings, model["bytes_per_token"]) | {"samples": dict(rounds.samples)}
+    about = describe_run(rounds.session, settings)
+    figures = _figures(rounds.samples, settings, about["model"]["bytes_per_token"])
+    return about | figures | {"samples": dict(rounds.samples)}
 
 
-class _Rounds:
-    """The session under test, and samples of every measure: {name: [one a round]}, in seconds unless the name says."""
+class _SpeedRounds:
+    """The session under test, and the samples of every measure.
 
-    def __init__(self, folder, settings, progress):
-        self.folder, self.settings, self._progress = folder, settings, progress
-        slots, chosen = max(settings.batches), (settings.device, settings.threads, settings.precision)
-        self.session = TimedSession(Session(folder, slots, *chosen))
-        # One sequence is decoded in an engine of one slot, as `neo-tf generate` does. Every round has the same prompt:
-        # it must not be known from the one before.
-        self._single = self.session if slots == 1 else TimedSession(Session(folder, 1, *chosen))
+    Attributes:
+        samples: {name: [one sample a round]}, in seconds unless the name ends in another unit.
+    """
+
+    def __init__(self, folder: OnnxFolder, settings: Settings, progress: Progress):
+        self.folder = folder
+        self.settings = settings
+        self._progress = progress
+        slots = max(settings.batches)
+        self.session = self._load(slots)
+        # One sequence is decoded in an engine of one slot, like `neo-tf generate` does. Every round has the same
+        # prompt: no cache may know it from the round before.
+        self._single = self.session if slots == 1 else self._load(1)
         self.engine = Engine(self._single, prefix_cache_bytes=0)
         self.threads = settings.threads or physical_cores()
         config = self.session.config
         self.tokens = np.random.default_rng(0).integers(0, config.n_vocab, config.n_ctx)
-        self.samples = defaultdict(list)
+        self.samples: dict[str, list] = defaultdict(list)
         self._decode({})  # binds buffers, wakes threads
 
-    def run(self):
+    def _load(self, slots: int) -> TimedSession:
+        settings = self.settings
+        return TimedSession(Session(self.folder, slots, settings.device, settings.threads, settings.precision))
+
+    def run(self) -> None:
         """Takes one sample of everything."""
-        sample = {}
+        sample: dict[str, float | None] = {}
         self._fresh(sample)
         self._decode(sample)
         self._progress(1)
@@ -157,130 +180,84 @@ class _Rounds:
         for name, value in sample.items():
             self.samples[name].append(value)
 
-    def _fresh(self, sample):
-        """A new process until its first token, seen from here, and its peak memory."""
+    def _fresh(self, sample: dict[str, float | None]) -> None:
+        """Starts a new process and waits for its first token and its peak memory."""
         settings = self.settings
-        prompt = self.tokens[: settings.prompt_tokens].tolist()
-        chosen = (settings.device, settings.threads, settings.precision)
-        task = json.dumps([str(self.folder.path), *chosen, prompt, settings.new_tokens])
-        # Where this process finds its modules, that one does, too: no folder of the user's comes between.
-        code = f"import sys; sys.path[:] = {sys.path!r}\n" + _FRESH
-        with tempfile.TemporaryFile("w+") as errors:
-            start = time.perf_counter()
-            child = subprocess.Popen(
-                [sys.executable, "-c", code, task], stdout=subprocess.PIPE, stderr=errors, text=True
-            )
-            try:
-                first, elapsed = child.stdout.readline(), time.perf_counter() - start
-                rest = child.stdout.read()
-            except BaseException:
-                child.kill()
-                raise
-            finally:
-                child.wait()
-            errors.seek(0)
-            if child.returncode or not first:
-                said = errors.read().strip().splitlines() or ["it said nothing"]
-                raise NeoTFError(f"the fresh process ended early: {said[-1]}")
-        spans = json.loads(first)
-        # Before it began to load: the interpreter's start and the imports.
-        sample |= {"first_token_s": elapsed, "imports_s": elapsed - sum(spans.values()), **spans, **json.loads(rest)}
+        sample |= run_fresh_process(
+            self.folder,
+            device=settings.device,
+            threads=settings.threads,
+            precision=settings.precision,
+            prompt=self.tokens[: settings.prompt_tokens].tolist(),
+            new_tokens=settings.new_tokens,
+        )
         self._progress(1)
 
-    def _decode(self, sample):
-        """One sequence through the engine: from its first new token to its last."""
-        settings, times = self.settings, []
+    def _decode(self, sample: dict[str, float | None]) -> None:
+        """Decodes one sequence in the engine, and times it from its first new token to its last."""
+        settings = self.settings
+        times: list[float] = []
         prompt = self.tokens[: settings.prompt_tokens].tolist()
         request = Request(prompt, settings.new_tokens, on_token=lambda token: times.append(time.perf_counter()))
-        self._single.seconds, start = 0.0, time.perf_counter()
+        self._single.seconds = 0.0
+        start = time.perf_counter()
         self.engine.generate([request])
         steps = settings.new_tokens - 1
         sample["decode_first_token"] = times[0] - start
         sample["decode_token"] = (times[-1] - times[0]) / steps
         sample["decode_step"] = self._single.seconds / steps
 
-    def _prefills(self, sample):
+    def _prefills(self, sample: dict[str, float | None]) -> None:
         for count in self.settings.prefills:
             start = time.perf_counter()
             self._fill(0, 0, count)
             sample[f"prefill_{count}"] = time.perf_counter() - start
             self._progress(1)
 
-    def _contexts(self, sample):
-        held, n_ctx = 0, self.session.config.n_ctx
+    def _contexts(self, sample: dict[str, float | None]) -> None:
+        n_ctx = self.session.config.n_ctx
+        held = 0  # tokens that the slot holds from the context before, which is shorter
         for context in self.settings.contexts:
             self._fill(0, held if held <= context else 0, context)
             held = min(context + STEPS, n_ctx)
             sample[f"context_{context}"] = self._steps(1, context, held)
             self._progress(1)
 
-    def _batches(self, sample):
-        first, n_ctx = self.settings.prompt_tokens, self.session.config.n_ctx
+    def _batches(self, sample: dict[str, float | None]) -> None:
+        n_ctx = self.session.config.n_ctx
+        first = self.settings.prompt_tokens
         for batch in self.settings.batches:
             for slot in range(batch):
                 self._fill(slot, 0, first)
             sample[f"batch_{batch}"] = self._steps(batch, first, min(first + STEPS, n_ctx))
             self._progress(1)
 
-    def _fill(self, slot, held, end):
-        """Prefills a slot that holds some tokens up to `end`, in the engine's chunks."""
+    def _fill(self, slot: int, held: int, end: int) -> None:
+        """Prefills a slot that holds `held` tokens until it holds `end` tokens, in the engine's chunks."""
         for start in range(held, end, PREFILL_CHUNK):
             stop = min(start + PREFILL_CHUNK, end)
-            self.session.prefill(slot, self.tokens[start:stop], start, keep=1 if stop == end else None)
+            self.session.prefill(slot, self.tokens[start:stop], start, logits_of=1 if stop == end else 0)
 
-    def _steps(self, batch, first, end):
-        """Seconds of a step of so many rows, at lengths from first to end."""
+    def _steps(self, batch: int, first: int, end: int) -> float:
+        """The mean seconds of a decode step of `batch` rows, whose lengths run from `first` to `end`."""
         start = time.perf_counter()
         for past in range(first, end):
             self.session.decode(0, np.full(batch, self.tokens[past]), np.full(batch, past))
         return (time.perf_counter() - start) / (end - first)
 
 
-class TimedSession:
-    """A Session that adds up the time of its decode steps."""
+def _figures(samples: dict[str, list], settings: Settings, read: int | None) -> dict[str, Any]:
+    """The medians over all rounds.
 
-    def __init__(self, session):
-        self._session, self.seconds = session, 0.0
-
-    def __getattr__(self, name):
-        return getattr(self._session, name)
-
-    def decode(self, *arguments):
-        """See Session.decode."""
-        start = time.perf_counter()
-        logits = self._session.decode(*arguments)
-        self.seconds += time.perf_counter() - start
-        return logits
-
-
-def describe_model(session):
-    """What was measured: {"folder", "precision", "parameters", "n_ctx", and sizes in bytes}."""
-    from neo_tf.variables import count_parameters
-
-    folder = session.folder
-
-    try:
-        from neo_tf.evaluation.traffic import bytes_per_token
-
-        read = bytes_per_token(folder.graph_path(session.precision, DECODER))
-    except ImportError:  # a machine that decodes need not have onnx
-        read = None
-    cache = session.cache
-    return {
-        "folder": str(folder.path),
-        "precision": session.precision,
-        "parameters": count_parameters(session.config),
-        "n_ctx": session.config.n_ctx,
-        "weights_bytes": folder.data_path.stat().st_size,
-        "bytes_per_token": read,
-        "cache_bytes_per_sequence": KVCache.bytes_per_slot(session.config, cache.dtype, cache.device),
-    }
-
-
-def _figures(samples, settings, read):
+    Args:
+        samples: See _SpeedRounds.
+        settings: What was measured.
+        read: The bytes of weights that one token reads; None where they are not known.
+    """
     median = {name: statistics.median(values) for name, values in samples.items() if None not in values}
-    token, speed = median["decode_token"], median.get("bandwidth_bytes_per_s")
-    floor = read / speed if read and speed else None
+    token = median["decode_token"]
+    speed = median.get("bandwidth_bytes_per_s")
+    floor = read / speed if read and speed else None  # seconds: no token can be faster
     fresh = ("first_token_s", "imports_s", "load_s", "generate_s", "peak_memory_bytes")
     if "peak_memory_bytes" in median:
         median["peak_memory_bytes"] = int(median["peak_memory_bytes"])
@@ -301,6 +278,6 @@ def _figures(samples, settings, read):
     }
 
 
-def _rate(name, seconds, tokens=1):
-    """{name: milliseconds, "tokens_per_s": ...} of a time in which so many tokens came."""
+def _rate(name: str, seconds: float, tokens: int = 1) -> dict[str, float]:
+    """{name: milliseconds, "tokens_per_s": ...} of the time in which some tokens were made."""
     return {name: seconds * 1e3, "tokens_per_s": tokens / seconds}

@@ -1,23 +1,28 @@
-"""How much of its weights a graph reads for one token: what the memory's bandwidth bounds."""
+"""The bytes of weights that a graph reads for one token: the memory's bandwidth limits how fast it can be."""
+
+from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import onnx
 
-# Inputs of which a token reads one row, where they are tables; everything else is read whole.
+# {operator: the numbers of its inputs that are tables}. A token reads one row of a table, and all other weights whole.
 _TABLES = {"Gather": (0,), "GatherBlockQuantized": (0, 2, 3), "RotaryEmbedding": (2, 3)}
 
 
-def bytes_per_token(path):
-    """Bytes of weights that a graph reads for one token: all that its nodes use, and of tables a row.
+def bytes_per_token(path: Path | str) -> int:
+    """The bytes of weights that a graph reads for one token.
 
-    A tensor that several initializers view counts once; an embedding that is also the head, whole.
+    They are all weights that its nodes use, but only one row of each table. A tensor that several initializers view
+    counts once, and an embedding that is also the head counts whole.
 
     Args:
-        path: an .onnx file that export_onnx wrote; its data file is not read.
+        path: An .onnx file that export_onnx wrote. Its data file is not read.
     """
     graph = onnx.load(path, load_external_data=False).graph
-    stored, read = {tensor.name: tensor for tensor in graph.initializer}, {}
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    read: dict[object, int] = {}  # by the place where the bytes lie
     for node in graph.node:
         for index, name in enumerate(node.input):
             if name not in stored:
@@ -31,7 +36,7 @@ def bytes_per_token(path):
     return sum(read.values())
 
 
-def _place(tensor):
-    """Where a tensor's bytes lie: views of one weight share it."""
+def _place(tensor: onnx.TensorProto) -> object:
+    """The place of a tensor's bytes. Views of one weight have the same place."""
     data = {entry.key: entry.value for entry in tensor.external_data}
     return (data["location"], data.get("offset", "0")) if data else tensor.name

@@ -1,234 +1,216 @@
-"""The source's logits, computed by the Keras model, against those of an exported folder's graphs."""
+"""Compares the source's logits, computed by the Keras model, with those of an exported folder's graphs."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 
-from neo_tf.cache_layout import cache_parts
+import neo_tf
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
-from neo_tf.errors import CheckpointError, ConfigError, RequestError, one_line
+from neo_tf.config import GPTNeoConfig
+from neo_tf.errors import ConfigError, RequestError
+from neo_tf.evaluation.deviation import Comparison, Deviation
+from neo_tf.evaluation.portable_session import PortableSession
 from neo_tf.onnx_folder import DECODER, MODEL, PREFILL, OnnxFolder
+from neo_tf.progress import Progress, no_progress
+from neo_tf.runtime.device.machine import exact_int8
+from neo_tf.runtime.device.session import Session
+from neo_tf.runtime.tokenizer import Tokenizer
 
-TOLERANCE = 1e-4  # absolute, on fp32 logits
 _PAST_WINDOW = 64  # tokens beyond the local window
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a lower precision may cost.
+def verify(
+    src: Checkpoint | Path | str,
+    onnx_dir: OnnxFolder | Path | str,
+    *,
+    tokens: int | None = None,
+    text: str | None = None,
+    seed: int = 0,
+    precision: str | None = None,
+    progress: Progress = no_progress,
+) -> list[Deviation]:
+    """Compares the logits of every position with the source's: by prefill, and token by token.
 
     Args:
-        cosine: least mean cosine of the logits.
-        agreement: least share of a text's positions at which the largest logit is the same one.
-        perplexity: how much larger a text's perplexity may be, as a part of the source's.
-    """
-
-    cosine: float
-    agreement: float
-    perplexity: float
-
-
-LIMITS = {
-    "fp16": Limits(0.9999, 0.98, 0.005),
-    "bf16": Limits(0.999, 0.94, 0.005),
-    "int8": Limits(0.999, 0.88, 0.01),
-    "int4": Limits(0.99, 0.65, 0.05),
-}
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """One comparison: the largest difference, where it is, and the means over all positions.
-
-    Args:
-        graph: "decoder.onnx", "model.onnx" or "prefill.onnx".
-        mode: "prefill" or "step by step"; "first half" of prefill.onnx, whose own half has no logits.
-        error: largest absolute difference of a logit.
-        position: of the token whose logits they are; of a longer text, counted from its beginning.
-        token_id: which logit.
-        logits: how many were compared.
-        cosine: mean over the positions, of the two logit vectors.
-        agreement: share of the positions at which both have the same largest logit.
-        perplexity: the graph's on the text; None where there was none.
-        source_perplexity: likewise, the source's.
-    """
-
-    graph: str
-    mode: str
-    error: float
-    position: int
-    token_id: int
-    logits: int
-    cosine: float
-    agreement: float
-    perplexity: float | None = None
-    source_perplexity: float | None = None
-
-    @property
-    def perplexity_change(self):
-        """(graph - source) / source, of the perplexity; None without a text."""
-        return self.perplexity / self.source_perplexity - 1 if self.perplexity else None
-
-    def failure(self, precision, tolerance=TOLERANCE):
-        """What is beyond the limits of a precision, in words, or None: an error for fp32, LIMITS for others."""
-        if precision not in LIMITS:
-            # A NaN is within no limit.
-            return None if self.error <= tolerance else f"logits differ by {self.error:.2e}, more than {tolerance:.0e}"
-        limits = LIMITS[precision]
-        if not self.cosine >= limits.cosine:
-            return f"the logits' mean cosine {self.cosine:.5f} is below {limits.cosine}, the limit for {precision}"
-        if self.perplexity is None:
-            return None
-        if not self.agreement >= limits.agreement:
-            return f"top-1 agreement is {self.agreement:.1%}, below {limits.agreement:.0%}, the limit for {precision}"
-        change = self.perplexity_change
-        if not change <= limits.perplexity:
-            return f"perplexity is {change:+.2%} off, the limit for {precision} is {limits.perplexity:+.1%}"
-        return None
-
-    def passes(self, precision, tolerance=TOLERANCE):
-        """Whether nothing is beyond the limits of a precision."""
-        return self.failure(precision, tolerance) is None
-
-
-def verify(src, onnx_dir, *, tokens=None, text=None, seed=0, precision=None, progress=None):
-    """Compares every position's logits of both graphs with the source's: by prefill, and token by token.
-
-    Args:
-        src: a Checkpoint, or what open_checkpoint opens.
-        onnx_dir: a folder that export_onnx wrote from it; a trimmed vocabulary is compared as far as it goes.
-        tokens: how many; by default past the largest local window, or of a text as many as the context holds.
-        text: a str to compare on, and to measure perplexity on, n_ctx tokens at a time; random tokens otherwise.
-        seed: of the random tokens.
-        precision: one of the folder's; its first where None.
-        progress: called as progress(tokens) with the tokens done; verify_work says how many there are.
+        src: A Checkpoint, or what open_checkpoint opens.
+        onnx_dir: The folder that export_onnx wrote from it. A trimmed vocabulary is compared as far as it goes.
+        tokens: The number of tokens. By default random tokens go past the largest local window, and a text is cut at
+            n_ctx tokens.
+        text: A text to compare on, n_ctx tokens at a time, and to measure the perplexity of. Without one, the tokens
+            are random.
+        seed: The seed of the random tokens.
+        precision: One of the folder's precisions; its first one where None.
+        progress: Called with the number of tokens that were run since the last call; see Verification.work.
 
     Returns:
-        A list of Deviations: two for each of decoder.onnx and model.onnx, as far as the folder has them, and one for
-        prefill.onnx where it is, of the second half after it has run the first; Deviation.passes says whether they
-        are within the limits.
+        A list of Deviations: two for decoder.onnx and two for model.onnx, as far as the folder has them, and one for
+        prefill.onnx, as far as the runtime uses it. Deviation.failure says whether one is within the limits.
 
     Raises:
-        CheckpointError, ConfigError: either side cannot be used, or they are different models.
-        RequestError: more random tokens than n_ctx, a text of less than two tokens, or no such precision.
-        MissingExtraError: the extra `tensorflow` is not installed.
+        CheckpointError, ConfigError: Either side cannot be used, or they are different models.
+        RequestError: More random tokens than n_ctx, a text of less than two tokens, or a precision that the folder
+            does not hold or that the CPU cannot run.
+        MissingExtraError: The extra `tensorflow` is not installed.
     """
-    import neo_tf
-    from neo_tf.runtime.device.session import Session
+    planned = Verification.plan(src, onnx_dir, tokens=tokens, text=text, seed=seed, precision=precision)
+    return planned.run(progress)
 
-    checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src)
-    folder = OnnxFolder.read(onnx_dir)
-    if folder.find_precision(precision) == "bf16":
-        raise RequestError(
-            f"{folder.path}: bf16 has no CPU kernels, and verify computes on the CPU: judge it on the GPU"
-        )
-    portable, session = PortableSession(folder, precision), None
-    runners = {MODEL: portable}
-    if not folder.is_standard:
-        session = Session(folder, device="cpu", precision=portable.precision)
-        runners = {DECODER: session, MODEL: portable}
-    _check_same(checkpoint, portable.config)
-    config, progress = portable.config, progress or (lambda count: None)
-    sequences = sequences_of(folder, tokens, text, seed)
-    source = neo_tf.GPTNeo.from_checkpoint(_without_room_limits(checkpoint))
-    expected = []
-    for ids in sequences:
-        expected.append(np.asarray(source(ids[None]))[0, :, : config.n_vocab])
-        progress(len(ids))
 
-    deviations = []
-    for graph, runner in runners.items():
-        whole, steps = (_Sums(f"{graph}.onnx", mode, text is not None) for mode in ("prefill", "step by step"))
-        for ids, logits in zip(sequences, expected, strict=True):
-            whole.compare(runner.prefill(0, ids, 0, keep=0), logits, ids, 0)
+@dataclass(frozen=True)
+class Verification:
+    """A comparison that is planned: both sides are read and fit together, and nothing has been computed yet.
+
+    Args:
+        checkpoint: The source.
+        folder: The exported folder.
+        precision: The one of its precisions that is compared.
+        sequences: The token ids that both sides run: int arrays [n], 1 <= n <= n_ctx.
+        has_text: Whether the tokens are a text, which has a perplexity.
+    """
+
+    checkpoint: Checkpoint
+    folder: OnnxFolder
+    precision: str
+    sequences: tuple[np.ndarray, ...]
+    has_text: bool
+
+    @classmethod
+    def plan(
+        cls,
+        src: Checkpoint | Path | str,
+        onnx_dir: OnnxFolder | Path | str,
+        *,
+        tokens: int | None = None,
+        text: str | None = None,
+        seed: int = 0,
+        precision: str | None = None,
+    ) -> Verification:
+        """Reads and checks both sides, and chooses the tokens. See verify for the arguments and errors."""
+        checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src)
+        folder = OnnxFolder.read(onnx_dir)
+        precision = folder.find_precision(precision)
+        if precision == "bf16":
+            raise RequestError(
+                f"{folder.path}: bf16 has no CPU kernels, and verify computes on the CPU: judge it on the GPU"
+            )
+        _check_same(checkpoint, folder.config)
+        if text is None:
+            sequences = [_random_tokens(folder.config, tokens, seed)]
+        else:
+            sequences = _text_tokens(folder, text, tokens)
+        return cls(checkpoint, folder, precision, tuple(sequences), text is not None)
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens in all sequences."""
+        return sum(len(ids) for ids in self.sequences)
+
+    @property
+    def work(self) -> int:
+        """What the amounts of run's progress add up to: tokens, once for each time that they are run."""
+        times = 1 + 2  # the source's run, and two of model.onnx
+        if not self.folder.is_standard:
+            times += 2  # of decoder.onnx
+        if exact_int8() and self.folder.graph_path(self.precision, PREFILL).is_file():
+            times += 1  # Session has the same condition
+        return times * self.tokens
+
+    def run(self, progress: Progress = no_progress) -> list[Deviation]:
+        """Computes both sides' logits and compares them. See verify."""
+        session = None
+        runners: dict[str, _Runner] = {}
+        if not self.folder.is_standard:
+            session = Session(self.folder, device="cpu", precision=self.precision)
+            runners[DECODER] = session
+        runners[MODEL] = PortableSession(self.folder, self.precision)
+        expected = self._source_logits(progress)
+        deviations = []
+        for graph, runner in runners.items():
+            deviations.append(self._compare_prefill(f"{graph}.onnx", runner, expected, progress))
+            deviations.append(self._compare_steps(f"{graph}.onnx", runner, expected, progress))
+        if session and session.has_prompt_graph:
+            deviations.append(self._compare_second_half(session, expected, progress))
+        return deviations
+
+    def _source_logits(self, progress: Progress) -> list[np.ndarray]:
+        """The source's logits of each sequence: float32 [n, n_vocab of the folder]."""
+        source = neo_tf.GPTNeo.from_checkpoint(_without_room_limits(self.checkpoint))
+        expected = []
+        for ids in self.sequences:
+            logits = np.asarray(source(ids[None]))  # [1, n, n_vocab of the source]
+            expected.append(logits[0, :, : self.folder.config.n_vocab])
             progress(len(ids))
+        return expected
+
+    def _compare_prefill(
+        self, graph: str, runner: _Runner, expected: list[np.ndarray], progress: Progress
+    ) -> Deviation:
+        """All tokens of a sequence in one run."""
+        comparison = Comparison(graph, "prefill", self.has_text)
+        for ids, logits in zip(self.sequences, expected, strict=True):
+            comparison.add(runner.prefill(0, ids, 0, logits_of="all"), logits, ids, 0)
+            progress(len(ids))
+        return comparison.deviation()
+
+    def _compare_steps(self, graph: str, runner: _Runner, expected: list[np.ndarray], progress: Progress) -> Deviation:
+        """One token in each run."""
+        comparison = Comparison(graph, "step by step", self.has_text)
+        for ids, logits in zip(self.sequences, expected, strict=True):
             for position in range(len(ids)):
-                step = runner.prefill(0, ids[position : position + 1], position, keep=0)
-                steps.compare(step, logits[position : position + 1], ids, position)
+                step = runner.prefill(0, ids[position : position + 1], position, logits_of="all")
+                comparison.add(step, logits[position : position + 1], ids, position)
                 progress(1)
-        deviations += [whole.deviation(), steps.deviation()]
-    if session and session.has_prompt_graph:
-        rest = _Sums(f"{PREFILL}.onnx", "first half", text is not None)
-        for ids, logits in zip(sequences, expected, strict=True):
-            half = (len(ids) - 1) // 2  # of a text of two tokens, none: one must be left to be judged
+        return comparison.deviation()
+
+    def _compare_second_half(self, session: Session, expected: list[np.ndarray], progress: Progress) -> Deviation:
+        """prefill.onnx runs the first half of a sequence; decoder.onnx runs the rest on the cache that it left."""
+        comparison = Comparison(f"{PREFILL}.onnx", "first half", self.has_text)
+        for ids, logits in zip(self.sequences, expected, strict=True):
+            half = (len(ids) - 1) // 2  # 0 for two tokens: the second half needs a token that has a successor
             if half:
-                session.prefill(0, ids[:half], 0, keep=None)
-            rest.compare(session.prefill(0, ids[half:], half, keep=0), logits[half:], ids, half)
+                session.prefill(0, ids[:half], 0, logits_of=0)
+            comparison.add(session.prefill(0, ids[half:], half, logits_of="all"), logits[half:], ids, half)
             progress(len(ids))
-        deviations.append(rest.deviation())
-    return deviations
+        return comparison.deviation()
 
 
-def sequences_of(folder, tokens=None, text=None, seed=0):
-    """What verify compares on: int arrays of at most n_ctx tokens each. See verify."""
-    config = folder.config
-    if text is None:
-        tokens = default_tokens(config) if tokens is None else tokens
-        if not 0 < tokens <= config.n_ctx:
-            raise RequestError(f"cannot verify {tokens} tokens: n_ctx is {config.n_ctx}")
-        return [np.random.default_rng(seed).integers(0, config.n_vocab, tokens)]
-    from neo_tf.runtime.tokenizer import Tokenizer
+class _Runner(Protocol):
+    """What Session and PortableSession have in common."""
 
-    ids = np.asarray(Tokenizer(folder.path).encode(text)[: tokens or config.n_ctx])
-    if len(ids) < 2:
-        raise RequestError("a text of less than two tokens has no perplexity")
-    pieces = [ids[start : start + config.n_ctx] for start in range(0, len(ids), config.n_ctx)]
-    return [piece for piece in pieces if len(piece) > 1]
+    def prefill(self, slot: int, token_ids: np.ndarray, past: int, logits_of: int | Literal["all"] = 1) -> np.ndarray:
+        """Runs tokens of one sequence; see Session.prefill."""
 
 
-def default_tokens(config):
-    """Tokens that go past every local window, as far as n_ctx allows."""
+def default_tokens(config: GPTNeoConfig) -> int:
+    """The number of tokens that go past every local window, as far as n_ctx allows."""
     windows = [config.window(layer) for layer in range(config.n_layer)]
     local = [window for window in windows if window < config.n_ctx]
     return min(config.n_ctx, max(local, default=_PAST_WINDOW) + _PAST_WINDOW)
 
 
-def verify_work(tokens, folder, precision):
-    """What verify's progress callback adds up to, for so many tokens in all: once the source, twice a whole graph."""
-    if folder.is_standard:
-        return 3 * tokens
-    return (6 if folder.graph_path(precision, PREFILL).is_file() else 5) * tokens
+def _random_tokens(config: GPTNeoConfig, tokens: int | None, seed: int) -> np.ndarray:
+    if tokens is None:
+        tokens = default_tokens(config)
+    if not 0 < tokens <= config.n_ctx:
+        raise RequestError(f"cannot verify {tokens} tokens: n_ctx is {config.n_ctx}")
+    return np.random.default_rng(seed).integers(0, config.n_vocab, tokens)
 
 
-class PortableSession:
-    """model.onnx as any other runtime calls it: growing caches, a mask of ones. For verification, not for speed."""
-
-    def __init__(self, folder, precision=None):
-        import onnxruntime
-
-        folder = OnnxFolder.read(folder)
-        self.config = folder.config
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        self.precision = folder.find_precision(precision)
-        path = folder.graph_path(self.precision, MODEL)
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors have no common base
-            raise CheckpointError(f"{path}: cannot be loaded: {one_line(error)}") from None
-        self._parts = cache_parts(self.config, windowed=False, head_size=self.config.head_size)
-        self._dtypes = {value.name: value.type for value in self._session.get_inputs()}
-        self._cache = []
-
-    def prefill(self, slot, token_ids, past, keep=1):
-        """As Session.prefill, for one slot; past 0 begins a new sequence."""
-        from neo_tf.runtime.device.session import numpy_dtype
-
-        count = len(token_ids)
-        if past == 0:
-            self._cache = [
-                np.zeros((1, part.heads, 0, part.columns), numpy_dtype(self._dtypes[part.past])) for part in self._parts
-            ]
-        feed = {part.past: value for part, value in zip(self._parts, self._cache, strict=True)}
-        feed["input_ids"] = np.asarray(token_ids, np.int64)[None]
-        feed["attention_mask"] = np.ones((1, past + count), np.int64)
-        feed["position_ids"] = np.arange(past, past + count, dtype=np.int64)[None]
-        feed["num_logits_to_keep"] = np.array([keep], np.int64)
-        logits, *self._cache = self._session.run(["logits", *(part.present for part in self._parts)], feed)
-        return logits[0]
+def _text_tokens(folder: OnnxFolder, text: str, tokens: int | None) -> list[np.ndarray]:
+    """The first tokens of a text, cut into pieces of n_ctx."""
+    n_ctx = folder.config.n_ctx
+    ids = np.asarray(Tokenizer(folder.path).encode(text)[: tokens or n_ctx])
+    if len(ids) < 2:
+        raise RequestError("a text of less than two tokens has no perplexity")
+    pieces = [ids[start : start + n_ctx] for start in range(0, len(ids), n_ctx)]
+    return [piece for piece in pieces if len(piece) > 1]
 
 
-def _without_room_limits(checkpoint):
+def _without_room_limits(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint whose experts have room for all: the graphs do not let positions compete (see export/moe.py)."""
     params = checkpoint.config.moe_params
     if not params:
@@ -237,49 +219,7 @@ def _without_room_limits(checkpoint):
     return replace(checkpoint, config=checkpoint.config.replace(moe_params=params))
 
 
-class _Sums:
-    """One comparison so far."""
-
-    def __init__(self, graph, mode, has_text):
-        self.graph, self.mode, self.has_text = graph, mode, has_text
-        self.error, self.position, self.token_id, self.logits, self.before = -1.0, 0, 0, 0, 0
-        self.cosines, self.agreed, self.losses, self.source_losses = [], [], [], []
-
-    def compare(self, got, expected, ids, first):
-        """Logits [n, n_vocab] of the positions from `first` of a sequence, against the source's."""
-        difference = np.abs(got - expected)
-        # A NaN must not pass for the smallest difference.
-        difference = np.where(np.isnan(difference), np.inf, difference)
-        row, column = np.unravel_index(np.argmax(difference), difference.shape)
-        if difference[row, column] > self.error:
-            self.error = float(difference[row, column])
-            self.position, self.token_id = self.before + first + int(row), int(column)
-        self.logits += difference.size
-        norms = np.linalg.norm(got, axis=-1) * np.linalg.norm(expected, axis=-1)
-        self.cosines += list(np.nan_to_num((got * expected).sum(axis=-1) / norms, nan=-1.0))
-        self.agreed += list(got.argmax(axis=-1) == expected.argmax(axis=-1))
-        labels = ids[first + 1 : first + 1 + len(got)]
-        self.losses += list(_losses(got, labels))
-        self.source_losses += list(_losses(expected, labels))
-        if first + len(got) == len(ids):
-            self.before += len(ids)
-
-    def deviation(self):
-        where = (self.position, self.token_id, self.logits)
-        means = [float(np.mean(self.cosines)), float(np.mean(self.agreed))]
-        if self.has_text:
-            means += [float(np.exp(np.mean(losses))) for losses in (self.losses, self.source_losses)]
-        return Deviation(self.graph, self.mode, self.error, *where, *means)
-
-
-def _losses(logits, labels):
-    """Negative log-likelihoods of the labels: [n, n_vocab], int [m <= n] -> float64 [m]."""
-    logits = logits[: len(labels)].astype(np.float64)
-    largest = logits.max(axis=-1)
-    return np.log(np.exp(logits - largest[:, None]).sum(axis=-1)) + largest - logits[np.arange(len(labels)), labels]
-
-
-def _check_same(checkpoint, config):
+def _check_same(checkpoint: Checkpoint, config: GPTNeoConfig) -> None:
     for name in ("n_ctx", "n_embd", "n_head", "n_layer", "attention_types"):
         source, exported = getattr(checkpoint.config, name), getattr(config, name)
         if source != exported:

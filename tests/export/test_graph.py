@@ -13,7 +13,7 @@ from conftest import DECODABLE, GLOBAL_LOCAL, GOLDEN, PADDING, TINY_PYTHON, TOLE
 
 import neo_tf
 from neo_tf.cache_layout import cache_parts
-from neo_tf.evaluation.verify import PortableSession
+from neo_tf.evaluation.portable_session import PortableSession
 from neo_tf.runtime.device.kv_cache import rows
 from neo_tf.runtime.device.session import Session
 
@@ -49,7 +49,7 @@ def run_chunks(runner, ids, sizes):
     """Logits of every position, [n, n_vocab], computed in chunks whose sizes repeat the given ones."""
     logits, past = [], 0
     for size in itertools.cycle(sizes):
-        logits.append(runner.prefill(0, ids[past : past + size], past, keep=0))
+        logits.append(runner.prefill(0, ids[past : past + size], past, logits_of="all"))
         past += len(logits[-1])
         if past == len(ids):
             return np.concatenate(logits)
@@ -100,21 +100,21 @@ def test_model_onnx_runs_a_batch_of_two_from_an_empty_cache(exported, reference,
     assert np.abs(logits[:, reference.positions] - reference.logits).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("keep, kept", [(0, 64), (1, 1), (2, 2), (63, 63), (64, 64), (1000, 64)])
-def test_model_onnx_keeps_the_last_logits_on_request(exported, reference, keep, kept):
+@pytest.mark.parametrize("logits_of, kept", [("all", 64), (1, 1), (2, 2), (63, 63), (64, 64), (1000, 64)])
+def test_model_onnx_keeps_the_last_logits_on_request(exported, reference, logits_of, kept):
     reference, folder = reference("vocab-padded"), exported(GOLDEN / "vocab-padded")
-    logits = PortableSession(folder).prefill(0, reference.inputs[0], 0, keep=keep)
+    logits = PortableSession(folder).prefill(0, reference.inputs[0], 0, logits_of=logits_of)
     assert logits.shape == (kept, 320)
     assert np.abs(logits - reference.logits[0, -kept:]).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("keep", [1, 2, 40])
-def test_decoder_onnx_keeps_the_last_logits_on_request(exported, reference, keep):
+@pytest.mark.parametrize("logits_of", [0, 1, 2, 40])
+def test_decoder_onnx_keeps_the_last_logits_on_request(exported, reference, logits_of):
     reference, session = reference("vocab-padded"), Session(exported(GOLDEN / "vocab-padded"), device="cpu")
     session.prefill(0, reference.inputs[0, :24], 0)
-    logits = session.prefill(0, reference.inputs[0, 24:], 24, keep=keep)
-    assert logits.shape == (keep, 320)
-    assert np.abs(logits - reference.logits[0, -keep:]).max() < TOLERANCE
+    logits = session.prefill(0, reference.inputs[0, 24:], 24, logits_of=logits_of)
+    assert logits.shape == (logits_of, 320)
+    assert np.abs(logits - reference.logits[0, 64 - logits_of :]).max(initial=0) < TOLERANCE
 
 
 def test_the_likeliest_token_of_every_position_is_the_originals(exported, reference):

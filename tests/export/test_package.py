@@ -13,7 +13,7 @@ import neo_tf
 from neo_tf.checkpoints.initialise import random_checkpoint
 from neo_tf.config_values import ACTIVATIONS
 from neo_tf.errors import CheckpointError, ConfigError, OutputError, RequestError
-from neo_tf.evaluation.verify import PortableSession
+from neo_tf.evaluation.portable_session import PortableSession
 from neo_tf.runtime.device.session import Session
 
 FILES = {
@@ -101,7 +101,7 @@ def test_a_trimmed_vocabulary_gives_the_first_logits(tmp_path, reference):
     reference = reference("vocab-padded")
     neo_tf.export_onnx(GOLDEN / "vocab-padded", tmp_path / "onnx", n_vocab=257)
     for runner in (Session(tmp_path / "onnx"), PortableSession(tmp_path / "onnx")):
-        logits = runner.prefill(0, reference.inputs[0], 0, keep=0)
+        logits = runner.prefill(0, reference.inputs[0], 0, logits_of="all")
         assert logits.shape == (64, 257)
         assert np.abs(logits - reference.logits[0, :, :257]).max() < TOLERANCE
 

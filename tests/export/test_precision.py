@@ -12,7 +12,8 @@ from neo_tf.checkpoints.initialise import random_checkpoint
 from neo_tf.cli import main
 from neo_tf.cli.info import describe
 from neo_tf.errors import CheckpointError, RequestError
-from neo_tf.evaluation.verify import LIMITS, PortableSession
+from neo_tf.evaluation.deviation import LIMITS
+from neo_tf.evaluation.portable_session import PortableSession
 from neo_tf.export.precision import cast, precision_for
 from neo_tf.export.quantise import quantise, quantise_columns
 from neo_tf.runtime.device.session import Session
@@ -98,7 +99,7 @@ def test_perplexity_on_held_out_text(precision, limit, demo_folder, tmp_path):
     exact, rounded = Session(demo_folder), Session(tmp_path / precision)
     losses = []
     for session in (exact, rounded):
-        logits = np.stack([session.prefill(0, ids, 0, keep=0) for ids in data["inputs"]])
+        logits = np.stack([session.prefill(0, ids, 0, logits_of="all") for ids in data["inputs"]])
         losses.append(nll(logits, data["labels"].astype(np.int64)))
     assert np.exp(losses[1] - losses[0]) - 1 < limit
 
@@ -108,8 +109,8 @@ def test_both_graphs_agree_and_steps_agree_with_prefill(precision, tmp_path):
     ids = np.load(TINY_PYTHON / "reference.npz")["inputs"][0, :300]
     neo_tf.export_onnx(TINY_PYTHON, tmp_path / "onnx", precision)
     session, portable = Session(tmp_path / "onnx"), PortableSession(tmp_path / "onnx")
-    whole = session.prefill(0, ids, 0, keep=0)
-    np.testing.assert_allclose(portable.prefill(0, ids, 0, keep=0), whole, atol=1e-3)
+    whole = session.prefill(0, ids, 0, logits_of="all")
+    np.testing.assert_allclose(portable.prefill(0, ids, 0, logits_of="all"), whole, atol=1e-3)
 
     steps = [session.prefill(0, ids[:1], 0)[0]]
     steps += [session.decode(0, ids[at : at + 1], [at])[0].copy() for at in range(1, len(ids))]
@@ -122,8 +123,8 @@ def test_both_graphs_agree_and_steps_agree_with_prefill(precision, tmp_path):
 def test_every_kind_of_layer_runs_in_it(name, precision, tmp_path):
     neo_tf.export_onnx(GOLDEN / name, tmp_path / "onnx", precision)
     deviations = neo_tf.verify(GOLDEN / name, tmp_path / "onnx", tokens=32)
-    assert all(found.passes(precision) for found in deviations), deviations
-    assert not any(found.passes("fp32") for found in deviations)  # the weights were rounded indeed
+    assert all(found.failure(precision) is None for found in deviations), deviations
+    assert all(found.failure("fp32") for found in deviations)  # the weights were rounded indeed
 
 
 def test_the_embedding_is_stored_once_and_the_limits_are_told(tmp_path, demo_folder):
@@ -145,14 +146,14 @@ def test_prompts_in_int8_are_the_same_in_any_company_and_any_chunks(tmp_path):
     ids = np.load(TINY_PYTHON / "reference.npz")["inputs"][0, :400]
     whole = session.prefill(0, ids, 0)[0].copy()
     for start, end in ((0, 1), (1, 150), (150, 399)):
-        assert session.prefill(1, ids[start:end], start, keep=None) is None
+        assert session.prefill(1, ids[start:end], start, logits_of=0).shape == (0, session.config.n_vocab)
     np.testing.assert_allclose(session.prefill(1, ids[399:], 399)[0], whole, atol=1e-4)
     # A token with large activations in the same chunk does not change the rows before it.
     exact = Session(tmp_path / "onnx")
-    session.prefill(0, ids[:100], 0, keep=None)
+    session.prefill(0, ids[:100], 0, logits_of=0)
     quiet = session.prefill(0, ids[100:101], 100)[0].copy()
     for other in (0, 1, 2047):
-        exact.prefill(0, [*ids[:100], other], 0, keep=None)
+        exact.prefill(0, [*ids[:100], other], 0, logits_of=0)
         np.testing.assert_allclose(exact.prefill(0, ids[100:101], 100)[0], quiet, atol=1e-4)
 
 
@@ -167,7 +168,7 @@ def test_rows_of_zeros_stay_zero_in_int8(tmp_path):
     assert len(zero) == 2
     neo_tf.export_onnx(replace(checkpoint, tensors=checkpoint.tensors | zero), tmp_path / "onnx", "int8")
     session = Session(tmp_path / "onnx")
-    session.prefill(0, [1, 2, 3], 0, keep=None)
+    session.prefill(0, [1, 2, 3], 0, logits_of=0)
     assert all(np.isfinite(rows).all() for rows in session.cache.rows_of(0, 0, 3, 3))
 
 

@@ -10,7 +10,7 @@ import transformers
 from conftest import TOLERANCE
 
 import neo_tf
-from neo_tf.evaluation.verify import PortableSession
+from neo_tf.evaluation.portable_session import PortableSession
 from neo_tf.runtime.device.session import Session
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -80,8 +80,8 @@ def test_logits_are_transformers_in_every_shape(kind, seed, tmp_path):
     for row, count in enumerate((length, short)):
         tokens = ids[row, :count].numpy()
         assert np.abs(keras[row, :count] - expected[row, :count]).max() < TOLERANCE
-        assert np.abs(portable.prefill(0, tokens, 0, keep=0) - expected[row, :count]).max() < TOLERANCE
-        assert np.abs(session.prefill(row, tokens, 0, keep=0) - expected[row, :count]).max() < TOLERANCE
+        assert np.abs(portable.prefill(0, tokens, 0, logits_of="all") - expected[row, :count]).max() < TOLERANCE
+        assert np.abs(session.prefill(row, tokens, 0, logits_of="all") - expected[row, :count]).max() < TOLERANCE
     # Both rows together, each from its own position; the longer one is beyond its windows.
     begin = (length - 5, short - 5)
     for row in range(2):

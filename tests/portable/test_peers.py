@@ -13,7 +13,7 @@ import transformers
 from conftest import GLOBAL_LOCAL, GOLDEN, TINY_PYTHON, Reference
 
 import neo_tf
-from neo_tf.evaluation.verify import PortableSession
+from neo_tf.evaluation.portable_session import PortableSession
 
 HERE = Path(__file__).parent
 PEERS = HERE.parents[1] / ".peers"

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 from conftest import run_cli
 
-from neo_tf.cli.benchmark_report import plot_serving
+from neo_tf.cli.benchmark_plot import draw_figures
 from neo_tf.errors import EngineError, RequestError
 from neo_tf.evaluation import serving
 from neo_tf.evaluation.serving import ServingSettings, Task, benchmark_serving, make_workload, medians, serve, summary
+from neo_tf.progress import no_progress
 from neo_tf.runtime.device.session import Session
 from neo_tf.runtime.engine.engine import Engine
 
@@ -131,7 +132,7 @@ def test_figures_agree_with_each_other_and_with_the_settings(figures, settings, 
 
 
 def test_the_engines_own_time_is_all_but_the_sessions(demo_folder, settings, monkeypatch):
-    rounds = serving._Rounds(demo_folder, settings, [[Task(list(range(32)), 2)]], lambda count: None)
+    rounds = serving._ServingRounds(demo_folder, settings, [[Task(list(range(32)), 2)]], no_progress)
     clock = Clock(monkeypatch)
     clock.moves_with(rounds._engines["together"], "step", 1)
     clock.moves_with(rounds.session._session, "decode", 3)
@@ -141,7 +142,7 @@ def test_the_engines_own_time_is_all_but_the_sessions(demo_folder, settings, mon
 
 
 def test_a_step_that_fails_ends_it(demo_folder, settings, monkeypatch):
-    rounds = serving._Rounds(demo_folder, settings, [[Task(list(range(32)), 2)]], lambda count: None)
+    rounds = serving._ServingRounds(demo_folder, settings, [[Task(list(range(32)), 2)]], no_progress)
     monkeypatch.setattr(rounds.session._session, "prefill", lambda *_, **__: [][0])
     with pytest.raises(EngineError, match="index out of range"):
         rounds._own_time(3)
@@ -187,7 +188,7 @@ def test_the_plot_shows_the_figures(figures, tmp_path):
     from matplotlib import rc_context
 
     with rc_context({"svg.fonttype": "none"}):  # text stays text
-        plot_serving(figures, tmp_path / "plot", ".svg")
+        draw_figures(figures, tmp_path / "plot", ".svg")
     text = (tmp_path / "plot").read_text()
     for way in ("alone", "together"):
         assert f">{figures[way]['tokens_per_s']:.3g}<" in text

@@ -11,9 +11,10 @@ import pytest
 from conftest import GOLDEN, TINY_PYTHON, run_cli
 
 import neo_tf
-from neo_tf.cli.benchmark_report import plot
+from neo_tf.cli.benchmark_plot import draw_figures
 from neo_tf.evaluation.machine import memory_bandwidth, peak_memory
-from neo_tf.evaluation.speed import STEPS, Settings, benchmark
+from neo_tf.evaluation.measuring import STEPS
+from neo_tf.evaluation.speed import Settings, benchmark
 from neo_tf.evaluation.traffic import bytes_per_token
 from neo_tf.runtime.device.kv_cache import KVCache
 from neo_tf.runtime.device.session import Session
@@ -174,7 +175,7 @@ def test_the_plot_shows_the_figures(figures, tmp_path):
     from matplotlib import rc_context
 
     with rc_context({"svg.fonttype": "none"}):  # text stays text
-        plot(figures, tmp_path / "plot", ".svg")
+        draw_figures(figures, tmp_path / "plot", ".svg")
     text = (tmp_path / "plot").read_text()
     for row in figures["context"]:
         assert f">{row['ms_per_token']:.3g}<" in text

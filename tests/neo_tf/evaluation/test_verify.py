@@ -12,8 +12,8 @@ from conftest import GOLDEN, TINY_PYTHON, run_cli
 
 import neo_tf
 from neo_tf.errors import ConfigError, RequestError
-from neo_tf.evaluation.verify import TOLERANCE, Deviation, default_tokens, verify, verify_work
-from neo_tf.onnx_folder import OnnxFolder
+from neo_tf.evaluation.deviation import TOLERANCE, Deviation
+from neo_tf.evaluation.verify import Verification, default_tokens, verify
 from neo_tf.runtime.device.session import Session
 from neo_tf.runtime.tokenizer import Tokenizer
 
@@ -58,7 +58,7 @@ def test_a_right_export_passes(exported, name):
     config = neo_tf.GPTNeoConfig.from_file(source / "config.json")
     tokens = default_tokens(config)
     assert {deviation.logits for deviation in found} == {tokens * config.n_vocab}
-    assert sum(done) == verify_work(tokens, OnnxFolder.read(exported(source)), "fp32")
+    assert sum(done) == Verification.plan(source, exported(source)).work
 
 
 @pytest.mark.parametrize("graph", ["decoder.onnx", "model.onnx"])
@@ -204,7 +204,7 @@ def test_a_text_adds_perplexity_and_goes_on_past_the_context(demo_folder, monkey
     ids = np.asarray(Tokenizer(demo_folder).encode(text)[:600])
     losses = []
     for piece in (ids[:512], ids[512:]):
-        logits = Session(demo_folder).prefill(0, piece, 0, keep=0)[:-1].astype(np.float64)
+        logits = Session(demo_folder).prefill(0, piece, 0, logits_of="all")[:-1].astype(np.float64)
         losses += list(np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(piece) - 1), piece[1:]])
     assert found[0].perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
     assert found[1].perplexity == pytest.approx(found[0].source_perplexity, rel=1e-5)
@@ -231,5 +231,5 @@ def test_a_text_adds_perplexity_and_goes_on_past_the_context(demo_folder, monkey
 )
 def test_each_limit_of_a_lower_precision_counts(change, why):
     good = Deviation("decoder.onnx", "prefill", 1.0, 0, 0, 100, 0.9995, 0.95, 10.05, 10.0)
-    assert good.passes("int8") and not good.passes("fp32")
+    assert good.failure("int8") is None and good.failure("fp32") is not None
     assert re.search(why, replace(good, **change).failure("int8"))

@@ -23,7 +23,7 @@ def session(exported):
 
 
 def alone(session, ids):
-    return session.prefill(0, ids, 0, keep=0)
+    return session.prefill(0, ids, 0, logits_of="all")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -57,7 +57,7 @@ def test_a_slot_that_was_used_does_not_leak(session, reference, name):
     reference = reference(name)
     used = session(name, slots=2)
     used.prefill(1, reference.inputs[1], 0)  # full to the last position, with another sequence
-    logits = used.prefill(1, reference.inputs[0, :9], 0, keep=0)
+    logits = used.prefill(1, reference.inputs[0, :9], 0, logits_of="all")
     steps = [
         used.decode(1, reference.inputs[0, [position]], np.array([position])).copy()
         for position in range(9, reference.inputs.shape[1])
@@ -88,16 +88,16 @@ def test_one_row_that_idled_starts_afresh(session, reference):
     idle = session("tiny-local-radius", slots=2)
     for position in range(100):
         idle.decode(0, np.array([int(reference.inputs[1, position]), 5]), np.array([position, 0]))
-    logits = idle.prefill(1, reference.inputs[0], 0, keep=0)
+    logits = idle.prefill(1, reference.inputs[0], 0, logits_of="all")
     assert np.abs(logits[reference.positions] - reference.logits[0]).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("keep, kept", [(1, 1), (3, 3), (0, 30)])
-def test_prefill_keeps_the_last_logits(session, reference, keep, kept):
+@pytest.mark.parametrize("logits_of, kept", [(0, 0), (1, 1), (3, 3), ("all", 30)])
+def test_prefill_keeps_the_last_logits(session, reference, logits_of, kept):
     reference = reference("vocab-padded")
-    logits = session("vocab-padded").prefill(0, reference.inputs[0, :30], 0, keep=keep)
+    logits = session("vocab-padded").prefill(0, reference.inputs[0, :30], 0, logits_of=logits_of)
     assert logits.shape == (kept, 320) and logits.dtype == np.float32
-    assert np.abs(logits - reference.logits[0, 30 - kept : 30]).max() < TOLERANCE
+    assert np.abs(logits - reference.logits[0, 30 - kept : 30]).max(initial=0) < TOLERANCE
 
 
 def test_prefilled_logits_outlive_the_next_call(session, reference):
@@ -201,7 +201,7 @@ def test_where_int8_sums_are_cut_off_prompts_go_through_the_decoder(tmp_path, mo
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     without = Session(tmp_path / "onnx")
     assert not without.has_prompt_graph
-    every = without.prefill(0, ids, 0, keep=0)[-1]
+    every = without.prefill(0, ids, 0, logits_of="all")[-1]
     np.testing.assert_array_equal(without.prefill(0, ids, 0)[0], every)
     if with_graph.has_prompt_graph:
         assert not np.array_equal(with_graph.prefill(0, ids, 0)[0], every)
