@@ -195,7 +195,7 @@ def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         RequestError: a name that is unknown, or an argument that is given by both of its names.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
         if name in LEFT_OUT:
             raise RequestError(f"{name} is not served: {LEFT_OUT[name]}")
