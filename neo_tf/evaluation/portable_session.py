@@ -53,5 +53,6 @@ class PortableSession:
         feed["attention_mask"] = np.ones((1, past + count), np.int64)
         feed["position_ids"] = np.arange(past, past + count, dtype=np.int64)[None]
         feed["num_logits_to_keep"] = np.array([keep], np.int64)
-        logits, *self._cache = self._session.run(["logits", *(part.present for part in self._parts)], feed)
+        outputs = self._session.run(["logits", *(part.present for part in self._parts)], feed)
+        logits, *self._cache = [np.asarray(output) for output in outputs]
         return logits[0]
