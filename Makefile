@@ -1,57 +1,120 @@
-# make demo: from nothing to generated text.  make test: the whole suite.  Neither installs twice.
-# make peers: other runtimes, for the tests that load an exported folder in them; make test includes it.
+# The commands of who works on neo-tf; `make` alone lists them. Nothing is needed but Python 3.11 to 3.13 and make.
+# What they install is locked in requirements/: exact versions, with hashes. No command installs twice.
+# Another Python wants another environment: make demo PYTHON=python3.13 VENV=.venv-3.13
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PEERS := .peers
+LATEST := .venv-latest
+UPDATE := .update
 MODEL := tests/fixtures/tiny-python
 PROMPT ?= def read_lines(path):
 
-PEERS := .peers
+.PHONY: help demo test lint types peers lock update latest clean
 
-.PHONY: demo test peers lint clean
+help:
+	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: $(VENV)/.demo
+demo: $(VENV)/.demo ## from nothing to generated text, with a small bundled model
 	@rm -rf demo && mkdir demo
 	$(BIN)/neo-tf info $(MODEL)
 	$(BIN)/neo-tf convert $(MODEL) demo/keras
 	$(BIN)/neo-tf export demo/keras demo/onnx
 	$(BIN)/neo-tf generate demo/onnx "$(PROMPT)" --max-new-tokens 120 --do-sample --temperature 0.7 --seed 1
 
-test: $(VENV)/.test peers
+test: $(VENV)/.test peers ## style, types and the whole suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) types
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.test
+lint: $(VENV)/.test ## corrects the style, and checks the types
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(MAKE) types
 
-clean:
-	rm -rf $(VENV) $(PEERS) demo build *.egg-info
+# The types are checked in the package as it is installed: only there do the folders have the names that they import
+# each other by. build/ is removed first: what an older build left there would be packed again.
+types: $(VENV)/.test ## checks the types
+	@rm -rf build
+	$(BIN)/python -m pip install $(QUIET) --no-deps --no-build-isolation --target build/types .
+	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p neo_tf
+
+# -- What is installed ------------------------------------------------------------------------------------------------
+
+QUIET := --quiet --disable-pip-version-check
+
+# $(call install,ENVIRONMENT,LOCK): what the lock names, in these versions and no others. Dependencies are not looked
+# for, since the lock has them all, and a package that has no wheel is built with what build.txt put there.
+install = $(1)/bin/python -m pip install $(QUIET) --require-hashes --no-deps --no-build-isolation -r requirements/$(2).txt
+
+# $(call install-torch,ENVIRONMENT): PyTorch's own build for the CPU where pip finds it (PIP_FIND_LINKS or
+# PIP_EXTRA_INDEX_URL says where), and else the index's, which on Linux needs 3 GB of CUDA's libraries to run at all.
+install-torch = { $(call install,$(1),torch-cpu) 2>/dev/null \
+	|| { echo "No CPU build of torch was found: installing the index's"; $(call install,$(1),torch); }; }
+
+# $(call install-project,ENVIRONMENT): neo-tf itself, and a look at whether all that its packages need is there.
+install-project = $(1)/bin/python -m pip install $(QUIET) --no-deps --no-build-isolation --editable . \
+	&& $(1)/bin/python -m pip check --disable-pip-version-check
 
 # Stamps: an installation is repeated only when what it depends on has changed.
-$(VENV)/bin/python:
-	$(PYTHON) -c "import sys; sys.exit('neo-tf needs Python 3.11 or later') if sys.version_info < (3, 11) else None"
+$(BIN)/python:
+	$(PYTHON) -c "import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else \
+		'TensorFlow needs Python 3.11, 3.12 or 3.13: say make PYTHON=python3.13')"
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: setup.py | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tensorflow]'
+$(VENV)/.build: requirements/build.txt | $(BIN)/python
+	$(call install,$(VENV),build)
 	touch $@
 
-$(VENV)/.test: setup.py | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+$(VENV)/.demo: requirements/demo.txt setup.py $(VENV)/.build
+	$(call install,$(VENV),demo)
+	$(call install-project,$(VENV))
+	touch $@
+
+$(VENV)/.test: requirements/test.txt requirements/torch.txt requirements/torch-cpu.txt setup.py $(VENV)/.build
+	$(call install,$(VENV),test)
+	$(call install-torch,$(VENV))
+	$(call install-project,$(VENV))
 	touch $@ $(VENV)/.demo
 
 # Other runtimes, each in an environment of its own: they want other versions than the tests. Where one cannot be
 # installed, its tests are skipped with the reason, which is the end of its log; the next run tries again.
-peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done
+peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done ## other runtimes, for the tests that load an exported folder in them
 
-$(PEERS)/genai/.done $(PEERS)/optimum/.done: $(PEERS)/%/.done: tests/portable/%.txt
+$(PEERS)/genai/.done: requirements/genai.txt
 	@mkdir -p $(@D)
-	{ $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<; } \
+	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),genai); } \
 		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
 
-$(PEERS)/js/.done: tests/portable/package.json
+$(PEERS)/optimum/.done: requirements/optimum.txt requirements/torch.txt requirements/torch-cpu.txt
 	@mkdir -p $(@D)
-	cp $< $(@D) && { npm install --prefix $(@D) --ignore-scripts --no-audit --no-fund --no-progress; } \
+	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),optimum) && $(call install-torch,$(@D)); } \
 		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
+
+$(PEERS)/js/.done: tests/portable/package.json tests/portable/package-lock.json
+	@mkdir -p $(@D)
+	cp $^ $(@D) && { npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --no-progress; } \
+		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
+
+# -- Versions ---------------------------------------------------------------------------------------------------------
+
+lock: $(UPDATE)/.done ## writes the lock files after setup.py, requirements/*.in or package.json has changed; keeps versions that fit
+	$(UPDATE)/bin/python requirements/update.py --keep
+
+update: $(UPDATE)/.done ## writes the lock files with the newest of everything that setup.py allows
+	$(UPDATE)/bin/python requirements/update.py
+
+latest: ## runs the suite with the newest of everything that setup.py allows, in an environment of its own
+	$(PYTHON) -m venv --clear $(LATEST)
+	$(LATEST)/bin/python -m pip install $(QUIET) --editable '.[test]'
+	$(LATEST)/bin/python -m pip freeze --disable-pip-version-check --exclude-editable
+	$(LATEST)/bin/python -m pytest
+
+$(UPDATE)/.done: requirements/update.txt
+	$(PYTHON) -m venv $(UPDATE)
+	$(call install,$(UPDATE),update)
+	touch $@
+
+clean: ## removes all that these commands made
+	rm -rf $(VENV) $(LATEST) $(PEERS) $(UPDATE) demo build *.egg-info .mypy_cache

@@ -63,6 +63,8 @@ setup(
             "torch==2.13.0",
             "transformers>=5.24",
             "ruff==0.17.5",
+            "mypy>=2.4",
+            "setuptools>=77",  # builds the wheel that the tests look into
         ],
     },
     entry_points={"console_scripts": ["neo-tf = neo_tf.cli:main"]},

@@ -1,1 +1,1 @@
-"""From a checkpoint to an ONNX folder, without TensorFlow and without the runtime."""
+"""Exports a checkpoint as an ONNX folder, without TensorFlow and without the runtime."""

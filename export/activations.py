@@ -1,9 +1,19 @@
 """The ONNX twin of neo_tf/activations.py."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 from neo_tf.config_values import ACTIVATIONS
 
-# Names that one ONNX operator computes.
-_OPERATORS = {
+from .builder import Scope
+
+# What a composed activation is built with: x, the scope's op, and a function that makes a number's constant.
+_Build = Callable[[str, Callable[..., str], Callable[[float], str]], str]
+
+# The activations that one ONNX operator computes, as {name: (operator, attributes)}.
+_OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("Relu", {}),
     "sigmoid": ("Sigmoid", {}),
     "tanh": ("Tanh", {}),
@@ -23,21 +33,20 @@ _OPERATORS = {
 }
 
 
-def _harmonics(operator, terms):
-    """sum of operator(n * x) * factor: the relaxations of waves."""
+def _harmonics(operator: str, terms: tuple[tuple[int, float], ...]) -> _Build:
+    """The relaxation of a wave: operator(x) plus the sum of operator(n * x) * factor over the terms (n, factor)."""
 
-    def build(x, op, number):
-        total = None
+    def build(x: str, op: Callable[..., str], number: Callable[[float], str]) -> str:
+        total = op(operator, x)
         for count, factor in terms:
-            wave = op(operator, x if count == 1 else op("Mul", x, number(count)))
-            wave = wave if factor == 1 else op("Mul", wave, number(factor))
-            total = wave if total is None else op("Add", total, wave)
+            wave = op(operator, op("Mul", x, number(count)))
+            total = op("Add", total, op("Mul", wave, number(factor)))
         return total
 
     return build
 
 
-def _elish(x, op, number):
+def _elish(x: str, op: Callable[..., str], number: Callable[[float], str]) -> str:
     # The original divides by 1 + exp(x) where the published function has exp(-x).
     negative = op("Min", x, number(0))
     below = op("Mul", op("Sub", op("Exp", negative), number(1)), op("Sigmoid", negative))
@@ -45,11 +54,11 @@ def _elish(x, op, number):
     return op("Where", op("Greater", x, number(0)), above, below)
 
 
-_COMPOSED = {
+_COMPOSED: dict[str, _Build] = {
     "id": lambda x, op, number: x,
     "silu": lambda x, op, number: op("Mul", x, op("Sigmoid", x)),
-    "triangle_relax": _harmonics("Sin", ((1, 1), (3, -1 / 9), (5, 1 / 25), (7, -1 / 49))),
-    "square_relax": _harmonics("Cos", ((1, 1), (3, -1 / 3), (5, 1 / 5), (7, -1 / 7))),
+    "triangle_relax": _harmonics("Sin", ((3, -1 / 9), (5, 1 / 25), (7, -1 / 49))),
+    "square_relax": _harmonics("Cos", ((3, -1 / 3), (5, 1 / 5), (7, -1 / 7))),
     "bipolarsigmoid": lambda x, op, number: op("Sub", op("Mul", op("Sigmoid", x), number(2)), number(1)),
     "elish": _elish,
     "maxsig": lambda x, op, number: op("Max", x, op("Sigmoid", x)),
@@ -68,8 +77,8 @@ assert {*_OPERATORS, *_COMPOSED} == set(ACTIVATIONS)
 _IN_BFLOAT16 = ("gelu", "relu", "id")
 
 
-def activation(x, scope, name):
-    """Applies the original's activation `name`; gelu is the tanh form."""
+def activation(x: str, scope: Scope, name: str) -> str:
+    """Applies the original's activation `name` to a tensor of any shape; gelu is the tanh form."""
     scope = scope[name]
     widened = scope.graph.precision.dtype.name == "bfloat16" and name not in _IN_BFLOAT16
     if widened:
@@ -77,7 +86,7 @@ def activation(x, scope, name):
     return _activation(x, scope, name, scope.graph.number)
 
 
-def _activation(x, scope, name, number):
+def _activation(x: str, scope: Scope, name: str, number: Callable[[float], str]) -> str:
     if name in _OPERATORS:
         operator, attributes = _OPERATORS[name]
         return scope.op(operator, x, **attributes)

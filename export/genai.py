@@ -1,19 +1,36 @@
-"""genai_config.json: what onnxruntime-genai reads of a folder."""
+"""genai_config.json: the file that tells onnxruntime-genai what is in a folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from neo_tf.cache_layout import padded_head_size
 from neo_tf.onnx_folder import MODEL
 
+if TYPE_CHECKING:
+    from neo_tf.config import GPTNeoConfig
 
-def genai_can_run(config):
-    """It wants one cache for every layer, all of the sequence's length: no sums, no learned keys, no layer without."""
+
+def genai_can_run(config: GPTNeoConfig) -> bool:
+    """Whether onnxruntime-genai can run a model: each layer must have a cache of exactly the sequence's length.
+
+    Linear attention's sums and learned keys are no such caches, and attention type "none" has none.
+    """
     return {*config.attention_types} <= {"global", "local"} and not config.num_mem_kv
 
 
-def genai_config(config, standard):
-    """What onnxruntime-genai reads; it knows no `gpt_neo`, and a plain `decoder` is what the graph is."""
-    # It must have an id that ends a text. Where a model has none: the last one, which a padded vocabulary never gives.
+def genai_config(config: GPTNeoConfig, standard: bool) -> dict[str, Any]:
+    """Returns the content of genai_config.json.
+
+    onnxruntime-genai does not know the model type `gpt_neo`; its plain `decoder` describes model.onnx.
+
+    Args:
+        config: The model's config.
+        standard: Whether the graph consists of operators of the ONNX standard alone.
+    """
+    # An id that ends a text is required. A model without one gets its last id, which a padded vocabulary never yields.
     eos = config.eos_token_id if config.eos_token_id is not None else config.n_vocab - 1
-    padded = config.pad_token_id is not None and config.pad_token_id < config.n_vocab
+    pad = config.pad_token_id_in_vocab
     return {
         "model": {
             "type": "decoder",
@@ -21,7 +38,7 @@ def genai_config(config, standard):
             "context_length": config.n_ctx,
             "bos_token_id": eos,
             "eos_token_id": eos,
-            "pad_token_id": config.pad_token_id if padded else eos,
+            "pad_token_id": eos if pad is None else pad,
             "decoder": {
                 "session_options": {"provider_options": []},
                 "filename": f"{MODEL}.onnx",
@@ -47,7 +64,7 @@ def genai_config(config, standard):
         "search": {
             "max_length": config.n_ctx,
             "do_sample": False,
-            # GroupQueryAttention appends in place; the standard operators that replace it make longer caches.
+            # GroupQueryAttention appends in place; the standard operators return caches that are longer.
             "past_present_share_buffer": padded_head_size(config) == config.head_size and not standard,
         },
     }

@@ -1,27 +1,49 @@
-"""The ONNX twin of neo_tf/model.py: the whole graph, in two flavours of one body."""
+"""The ONNX twin of neo_tf/model.py: the three graphs of a folder, which share one body."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
+from onnx import ModelProto, TensorProto
 
 from neo_tf.variables import layer_scope
 
-from .builder import Graph, Scope
-from .cache import INT32, Cache
+from .builder import Graph, Scope, WeightFile
+from .cache import Cache
 from .cuda_fusions import fuse
 from .layers import attn, embed, layer_norm, mlp, rezero, scale_norm, unembed
 from .moe import moe
+from .precision import Precision
+
+if TYPE_CHECKING:
+    from neo_tf.checkpoints import Checkpoint
+    from neo_tf.config import GPTNeoConfig
 
 
-def build_model(checkpoint, weight_file, precision=None):
-    """model.onnx as a ModelProto; see model_graph."""
+def build_model(checkpoint: Checkpoint, weight_file: WeightFile, precision: Precision | None = None) -> ModelProto:
+    """Builds model.onnx; see model_graph."""
     return model_graph(checkpoint, weight_file, precision).model()
 
 
-def model_graph(checkpoint, weight_file, precision=None):
-    """model.onnx: the graph that everyone can run, with full-length caches and the usual names.
+def model_graph(checkpoint: Checkpoint, weight_file: WeightFile, precision: Precision | None = None) -> Graph:
+    """Builds the graph of model.onnx, which every runtime can run, with full-length caches and the usual names.
 
-    Inputs: input_ids, attention_mask, position_ids int64; past_key_values.{i}.key|value. num_logits_to_keep is an
-    initializer that a caller may override: 0, the default, keeps the logits of every position.
-    Outputs: logits [batch, seq, n_vocab]; present.{i}.key|value.
+    Inputs:
+        input_ids, position_ids: int64 [batch, seq].
+        attention_mask: int64 [batch, past + seq]; 0 where there is no token.
+        past_key_values.{i}.key|value: see Cache.names.
+        num_logits_to_keep: int64 [1]; the number of last positions whose logits are computed. A caller may leave it
+            out: the default 0 means all positions.
+
+    Outputs:
+        logits: float32 [batch, seq, n_vocab].
+        present.{i}.key|value: see Cache.names.
+
+    Args:
+        checkpoint: The checkpoint that holds the weights.
+        weight_file: The plan of the data file, which the graph's weights are added to.
+        precision: The types of the graph's numbers; fp32 by default.
     """
     graph = Graph("model", checkpoint, weight_file, precision)
     cache = Cache(graph, checkpoint.config, windowed=False)
@@ -31,21 +53,31 @@ def model_graph(checkpoint, weight_file, precision=None):
     graph.output("logits", np.float32, ["batch_size", "sequence_length", checkpoint.config.n_vocab])
     cache.declare()
     graph.input("num_logits_to_keep", np.int64, [1], default=np.zeros(1, np.int64))
-    # From the end; -0 = 0 is the first position.
+    # Counted from the end; -0 = 0 is the first position.
     logits_start = graph.root["num_logits_to_keep"].op("Neg", "num_logits_to_keep")
     cache.read_mask()
     _body(graph, checkpoint.config, cache, logits_start)
     return graph
 
 
-def build_decoder(checkpoint, weight_file, precision=None):
-    """decoder.onnx: the graph that the runtime runs, with windowed caches on local layers.
+def build_decoder(checkpoint: Checkpoint, weight_file: WeightFile, precision: Precision | None = None) -> ModelProto:
+    """Builds decoder.onnx, the graph that our runtime runs, with windowed caches in local layers.
 
-    Inputs: input_ids, position_ids int64 [batch, seq]; seqlens_k int32 [batch], each row's length less one, this
-    step's tokens included; total_sequence_length int32, the longest row's length; logits_start int64 [1], the first
-    of this step's tokens whose logits come out; past_key_values.{i}.key|value. Past and present are meant to be one
-    buffer. total_sequence_length and logits_start are read by the host: on CUDA they stay in its memory.
-    Outputs: logits float32 [batch, kept, n_vocab]; present.{i}.key|value.
+    total_sequence_length and logits_start are read by the host: on CUDA they stay in its memory.
+
+    Inputs:
+        input_ids, position_ids: int64 [batch, seq].
+        seqlens_k: int32 [batch]; each row's length minus one, this step's tokens included.
+        total_sequence_length: int32 []; the longest row's length.
+        logits_start: int64 [1]; the first of this step's positions whose logits are computed.
+        past_key_values.{i}.key|value: see Cache.names. Past and present are meant to be one buffer.
+
+    Outputs:
+        logits: float32 [batch, kept, n_vocab].
+        present.{i}.key|value: see Cache.names.
+
+    Args:
+        checkpoint, weight_file, precision: See model_graph.
     """
     graph, cache = _windowed_graph("decoder", checkpoint, weight_file, precision)
     graph.input("logits_start", np.int64, [1])
@@ -55,10 +87,14 @@ def build_decoder(checkpoint, weight_file, precision=None):
     return graph.model()
 
 
-def build_prefill(checkpoint, weight_file, precision):
-    """prefill.onnx: decoder.onnx without its end, for the tokens of a prompt whose logits nobody asks for.
+def build_prefill(checkpoint: Checkpoint, weight_file: WeightFile, precision: Precision) -> ModelProto:
+    """Builds prefill.onnx: decoder.onnx without its head, for the tokens of a prompt whose logits are not needed.
 
-    It fills the same caches, in the kernels that are fastest for many tokens at a time.
+    It fills the same caches, with the kernels that are fastest for many tokens at a time.
+
+    Args:
+        checkpoint, weight_file: See model_graph.
+        precision: See Precision.for_prompts.
     """
     graph, cache = _windowed_graph("prefill", checkpoint, weight_file, precision)
     cache.declare()
@@ -66,7 +102,9 @@ def build_prefill(checkpoint, weight_file, precision):
     return graph.model()
 
 
-def _windowed_graph(name, checkpoint, weight_file, precision):
+def _windowed_graph(
+    name: str, checkpoint: Checkpoint, weight_file: WeightFile, precision: Precision | None
+) -> tuple[Graph, Cache]:
     """A Graph and its Cache, with the inputs that decoder.onnx and prefill.onnx share."""
     graph = Graph(name, checkpoint, weight_file, precision)
     cache = Cache(graph, checkpoint.config, windowed=True)
@@ -75,25 +113,35 @@ def _windowed_graph(name, checkpoint, weight_file, precision):
     cache.seqlens_k = graph.input("seqlens_k", np.int32, ["batch_size"])
     cache.total_sequence_length = graph.input("total_sequence_length", np.int32, [])
     if "linear" in checkpoint.config.attention_types:
-        # Rows whose sequence begins with this step: bool [batch, 1, 1, 1].
+        # Whether a row's sequence begins with this step: bool [batch, 1, 1, 1].
         fresh, constant = graph.root["fresh"], graph.constant
-        step = fresh.op("Cast", fresh.op("Shape", "input_ids", start=1), to=INT32)
+        step = fresh.op("Cast", fresh.op("Shape", "input_ids", start=1), to=TensorProto.INT32)
         length = fresh.op("Add", cache.seqlens_k, constant(1, np.int32))
         cache.fresh = fresh.op("Reshape", fresh.op("Equal", length, step), constant([-1, 1, 1, 1]))
     return graph, cache
 
 
-def block(x, scope, layer, config, cache):
-    """One layer of the original: x += attn(norm_1(x)); x += mlp(norm_2(x)). x: [batch, seq, embd].
+def block(x: str, scope: Scope, layer: int, config: GPTNeoConfig, cache: Cache) -> str:
+    """One layer of the original: x += attn(norm_1(x)); x += mlp(norm_2(x)).
 
-    Attention type "none" adds x to itself. macaron's first mlp has neither norm nor rezero.
+    Attention type "none" adds x to itself. macaron's first mlp has neither a norm nor rezero.
+
+    Args:
+        x: [batch, seq, embd].
+        scope: The layer's scope.
+        layer: The layer's number.
+        config: The model's config.
+        cache: The graph's cache.
+
+    Returns:
+        [batch, seq, embd].
     """
     half = scope.graph.number(0.5)
     if config.macaron:
         m = scope["mlp_macaron"].op("Mul", mlp(x, scope["mlp_macaron"], config), half)
         x = scope["mlp_macaron"].op("Add", x, m, name="Residual")
 
-    def prenorm(x, name):
+    def prenorm(x: str, name: str) -> str:
         if config.rezero:
             return x
         return (scale_norm if config.scalenorm else layer_norm)(x, scope[name], config)
@@ -111,14 +159,16 @@ def block(x, scope, layer, config, cache):
     return scope["mlp"].op("Add", x, m, name="Residual")
 
 
-def _body(graph, config, cache, logits_start):
+def _body(graph: Graph, config: GPTNeoConfig, cache: Cache, logits_start: str | None) -> None:
+    """Adds the layers to a graph, and the logits from the position logits_start on, int64 [1], unless it is None."""
     root, constant = graph.root, graph.constant
     h = embed("input_ids", "position_ids", root, config)
     for layer in range(config.n_layer):
         scope = Scope(graph, f"/h{layer}", f"/{layer_scope(config, layer)}")
         h = block(h, scope, layer, config, cache)
     if logits_start:
-        h = unembed(root["head"].op("Slice", h, logits_start, constant([2**62]), constant([1])), root, config)
+        # [batch, seq, embd] -> [batch, kept, embd] -> [batch, kept, n_vocab]
+        h = root["head"].op("Slice", h, logits_start, constant([2**62]), constant([1]))
+        unembed(h, root, config)
     if graph.precision.target == "cuda":
         graph.nodes = fuse(graph.nodes, graph.initializers)
-    return h

@@ -1,18 +1,31 @@
-"""Products with the layers' matrices and the token embedding, in each of the kernels that a precision asks for."""
+"""Products with the layers' matrices and the token embedding, in the kernels of each precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .builder import MICROSOFT, typed
-from .precision import block_size
+from .builder import MICROSOFT, Scope, typed
+from .precision import Precision
 from .quantise import quantise, quantise_columns
 from .standard_ops import standard_matmul
 
-_STEP = 1 / 127  # of activations that were scaled to [-1, 1]
+_STEP = 1 / 127  # the step of activations that were scaled to [-1, 1]
 
 
-def matmul(x, scope, names, name, bias=None):
-    """x @ some variables side by side + a bias or none, in the graph's precision: [..., in] -> [..., out]."""
-    precision, place = scope.graph.precision, scope if name == "kernel" else scope[name]
+def matmul(x: str, scope: Scope, names: Sequence[str], name: str, bias: str | None = None) -> str:
+    """Multiplies x with variables side by side, in the graph's precision: [..., inputs] -> [..., outputs].
+
+    Args:
+        x: [..., inputs].
+        scope: The scope of the variables.
+        names: The variables' names; each variable is [inputs, some outputs].
+        name: The name of the whole matrix within the scope.
+        bias: [outputs], added to the product, or None.
+    """
+    precision = scope.graph.precision
+    place = scope if name == "kernel" else scope[name]
     if precision.layers is None:
         return _add(place, place.op("MatMul", x, scope.packed(names, name)), bias)
     shapes = [scope.tensor(part).shape for part in names]
@@ -25,59 +38,111 @@ def matmul(x, scope, names, name, bias=None):
     return block_matmul(x, place, weight, outputs, inputs, precision.layers, bias)
 
 
-def block_matmul(x, place, weight, outputs, inputs, bits, bias=None):
-    """x @ a block-quantised weight, (integers, scales) by name, + a bias or none: [..., inputs] -> [..., outputs]."""
-    fused = (None, None, bias) if bias and place.graph.precision.target == "cpu" else ()
+def block_matmul(
+    x: str, place: Scope, weight: tuple[str, str], outputs: int, inputs: int, bits: int, bias: str | None = None
+) -> str:
+    """Multiplies x with a matrix that is quantised in blocks: [..., inputs] -> [..., outputs].
+
+    Args:
+        x: [..., inputs].
+        place: The scope that the nodes are named in.
+        weight: The matrix as (integers, scales); see blocks.
+        outputs, inputs: The matrix's size.
+        bits: 8 or 4.
+        bias: [outputs], added to the product, or None.
+    """
+    precision = place.graph.precision
+    fused = bias is not None and precision.target == "cpu"
+    operands: list[str | None] = [x, *weight]
+    if fused:
+        operands += [None, None, bias]  # neither zero points nor an order of the inputs
     product = place.op(
-        *("MatMulNBits", x, *weight, *fused),
+        "MatMulNBits",
+        *operands,
         domain=MICROSOFT,
         K=inputs,
         N=outputs,
         bits=bits,
-        block_size=block_size(inputs, bits, place.graph.precision.target),
+        block_size=precision.block_size(inputs, bits),
         accuracy_level=4,  # products in int8: float32 ones take ten times as long on a CPU
     )
     return product if fused else _add(place, product, bias)
 
 
-def _add(place, product, bias):
+def _add(place: Scope, product: str, bias: str | None) -> str:
     return place.op("Add", product, bias) if bias else product
 
 
-def blocks(scope, names, name, outputs, inputs, bits, function, rows=None):
-    """Initializers (integers, scales) of function(variables), float32 [outputs, inputs], quantised in blocks.
+def blocks(
+    scope: Scope,
+    names: Sequence[str],
+    name: str,
+    outputs: int,
+    inputs: int,
+    bits: int,
+    function: Callable[..., np.ndarray],
+    rows: int | None = None,
+) -> tuple[str, str]:
+    """Returns a matrix as initializers (integers, scales), quantised in blocks of inputs.
 
-    rows: of them as they are stored, those beyond the outputs zeros; see padded_outputs.
+    The integers are uint8 [rows, blocks, block * bits / 8], the scales [rows, blocks] in the graph's own type.
+
+    Args:
+        scope: The scope of the variables.
+        names: The variables' names.
+        name: The name of the matrix within the scope.
+        outputs, inputs: The matrix's size.
+        bits: 8 or 4.
+        function: Takes the variables as float32 arrays, and returns the matrix, float32 [outputs, inputs].
+        rows: The number of rows that are stored, those past the outputs being zeros (see padded_outputs); by default
+            the number of outputs.
     """
-    precision, rows = scope.graph.precision, rows or outputs
-    dtype, block = precision.dtype, block_size(inputs, bits, precision.target)
+    precision = scope.graph.precision
+    dtype, block = precision.dtype, precision.block_size(inputs, bits)
+    stored = rows or outputs
     count = -(-inputs // block)
-    shapes = (rows, count, block * bits // 8), (rows, count)
+    shapes = (stored, count, block * bits // 8), (stored, count)
 
-    def compute(*variables):
-        return quantise(padded(function(*variables), rows), bits, block, dtype, scope.moments(name))
+    def compute(*variables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return quantise(padded(function(*variables), stored), bits, block, dtype, scope.moments(name))
 
     return scope.derived_pair(typed(f"{name}/int{bits}", dtype), (np.uint8, dtype), shapes, compute, *names)
 
 
-def padded_outputs(outputs, precision):
-    """Rows of a stored head: CUDA's kernels are fast for multiples of 8 alone."""
+def padded_outputs(outputs: int, precision: Precision) -> int:
+    """The number of rows of a stored head: CUDA's kernels are fast only for multiples of 8."""
     return outputs if precision.target == "cpu" else -(-outputs // 8) * 8
 
 
-def padded(weight, rows):
-    """A weight [outputs, inputs] with rows of zeros below, up to so many."""
+def padded(weight: np.ndarray, rows: int) -> np.ndarray:
+    """Puts rows of zeros below a weight: [outputs, inputs] -> [rows, inputs]."""
     return np.pad(weight, ((0, rows - len(weight)), (0, 0))) if rows > len(weight) else weight
 
 
-def dynamic_matmul(x, scope, place, names, name, inputs, outputs):
-    """x @ int8 columns, x rounded to int8 too, each row of it by its own largest value: [..., in] -> [..., out].
+def dynamic_matmul(
+    x: str, scope: Scope, place: Scope, names: Sequence[str], name: str, inputs: int, outputs: int
+) -> str:
+    """Multiplies x with int8 columns; each row of x is rounded to int8 too, by its own largest value.
 
-    DynamicQuantizeMatMul takes one scale for all rows: a sequence's logits would change with its company and with the
-    tokens after it. Rows that are scaled to [-1, 1] first need none, and cost a tenth of the product.
+    DynamicQuantizeMatMul takes one scale for all rows: a sequence's logits would then depend on the other sequences of
+    the batch and on the tokens after it. Rows that are scaled to [-1, 1] first need no such scale, and this costs a
+    tenth of the product's time.
+
+    Args:
+        x: [..., inputs].
+        scope: The scope of the variables.
+        place: The scope that the nodes are named in.
+        names: The variables' names; side by side they are the matrix.
+        name: The name of the matrix within `scope`.
+        inputs, outputs: The matrix's size.
+
+    Returns:
+        [..., outputs].
     """
     weight, scales = scope.derived_pair(
-        *(f"{name}/columns", (np.int8, np.float32), ((inputs, outputs), (outputs,))),
+        f"{name}/columns",
+        (np.int8, np.float32),
+        ((inputs, outputs), (outputs,)),
         lambda *parts: quantise_columns(np.concatenate(parts, axis=1)),
         *names,
     )

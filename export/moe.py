@@ -1,27 +1,45 @@
-"""The ONNX twin of neo_tf/moe.py, for decoding: every position alone, without limits on an expert's room.
+"""The ONNX twin of neo_tf/moe.py, for decoding: an expert's capacity has no limit, so that positions are independent.
 
-The original lets positions of a batch compete for an expert's room. A decoder must not: a sequence's tokens are the
-same alone and in company. With moe_capacity_factor_eval at the number of experts, the original does the same.
+In the original, the positions of a batch compete for an expert's capacity. A decoder must not let them: a sequence's
+tokens must not depend on the rest of the batch. With moe_capacity_factor_eval at the number of experts, the original
+computes the same.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .activations import activation
+from .builder import Scope
+
+if TYPE_CHECKING:
+    from neo_tf.config import GPTNeoConfig
 
 
-def moe(x, scope, config):
-    """A mixture in place of the mlp; every position goes to its two best experts. [batch, seq, embd], same result."""
+def moe(x: str, scope: Scope, config: GPTNeoConfig) -> str:
+    """A mixture of experts in place of the mlp; every position goes to its two best experts.
+
+    Args:
+        x: [batch, seq, embd].
+        scope: The layer's scope.
+        config: The model's config.
+
+    Returns:
+        [batch, seq, embd].
+    """
     params, experts = config.moe_params, config.moe_params["moe_num_experts"]
     op, constant = scope["moe"].op, scope.graph.constant
-    one_hot = (constant([experts]), constant([0.0, 1.0], np.float32))
+    depth, values = constant([experts]), constant([0.0, 1.0], np.float32)
 
-    # Who goes where is decided in float32.
-    kernel = scope["top_2_gating"]
-    kernel = kernel.derived("kernel", kernel.tensor("kernel").shape, lambda w: w, "kernel", dtype=np.float32)
+    # The gates are computed in float32. [batch, seq, embd] x [embd, experts] -> [batch, seq, experts]
+    gating = scope["top_2_gating"]
+    kernel = gating.derived("kernel", gating.tensor("kernel").shape, lambda w: w, "kernel", dtype=np.float32)
     gates = op("Softmax", op("MatMul", scope["moe"].float32(x), kernel, name="gating"), axis=-1)
-    first = op("OneHot", op("ArgMax", gates, axis=-1, keepdims=0), *one_hot, axis=-1)
+    first = op("OneHot", op("ArgMax", gates, axis=-1, keepdims=0), depth, values, axis=-1)
     rest = op("Mul", gates, op("Sub", constant(1, np.float32), first))
-    second = op("OneHot", op("ArgMax", rest, axis=-1, keepdims=0), *one_hot, axis=-1)
+    second = op("OneHot", op("ArgMax", rest, axis=-1, keepdims=0), depth, values, axis=-1)
     gate_1, gate_2 = (op("ReduceMax", gate, constant([-1]), keepdims=1) for gate in (gates, rest))
     total = op("Add", op("Add", gate_1, gate_2), constant(1e-9, np.float32))
     weights = op("Mul", first, op("Div", gate_1, total))

@@ -1,57 +1,72 @@
-"""Writing the model folder: the graphs, one data file, and the configs beside them."""
+"""Writing the ONNX folder: the graphs, one data file, and the configs."""
+
+from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
 
 from neo_tf.atomic import new_folder
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
-from neo_tf.checkpoints.huggingface import CONFIG_FILE, write_tokenizer
+from neo_tf.checkpoints.huggingface import write_tokenizer
+from neo_tf.checkpoints.open import OpenOptions
 from neo_tf.errors import RequestError
-from neo_tf.onnx_folder import DATA_FILE, DECODER, MODEL, OPS, PREFILL, graph_files
+from neo_tf.file_names import CONFIG_FILE
+from neo_tf.onnx_folder import DATA_FILE, DECODER, MODEL, OPS, PRECISION_TARGETS, PREFILL, graph_files
+from neo_tf.progress import Progress, no_progress
 
 from .builder import WeightFile
 from .calibrate import Calibration
 from .genai import genai_can_run, genai_config
 from .graph import build_decoder, build_model, build_prefill
-from .precision import TARGETS, precision_for
+from .precision import Precision, precision_for
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 def export_onnx(
-    src,
-    dst,
-    precision="fp32",
+    src: Checkpoint | Path | str,
+    dst: Path | str,
+    precision: str | Sequence[str] = "fp32",
     *,
-    target=None,
-    ops="fused",
-    calibrate=None,
-    n_vocab=None,
-    force=False,
-    progress=None,
-    **opening,
-):
+    target: str | None = None,
+    ops: str = "fused",
+    calibrate: str | None = None,
+    n_vocab: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    **opening: Unpack[OpenOptions],
+) -> Checkpoint:
     """Exports a checkpoint as an ONNX folder; the weights are written one by one.
 
     Args:
-        src: a Checkpoint, or what open_checkpoint opens.
-        dst: the folder to write; appears whole or not at all.
-        precision: "fp32", "fp16", "bf16", "int8" or "int4", or a list of them: one data file then holds all, what is
-            equal once, and the first is the folder's own.
-        target: "cpu" or "cuda"; by default cuda for fp16 and bf16, which CPUs have no kernels for, and otherwise cpu.
-        ops: "fused", with ONNX Runtime's own operators, or "standard": model.onnx alone, in operators of the ONNX
-            standard, for other runtimes; for target cpu.
-        calibrate: a text; int8 and int4 are then rounded so that the layers' outputs on it change least.
-        n_vocab, force: see neo_tf.convert.
-        progress: called as progress(name, bytes) after each tensor; the bytes add up to the checkpoint's.
-        opening: tokenizer, config, revision, moe_policy: see open_checkpoint.
+        src: A Checkpoint, or anything that open_checkpoint opens.
+        dst: The folder to write. It appears when it is complete, or not at all.
+        precision: "fp32", "fp16", "bf16", "int8" or "int4", or a list of them. The folder then holds all of them; the
+            first is the folder's default, and tensors that several of them share are stored once.
+        target: "cpu" or "cuda". By default "cuda" for fp16 and bf16, which have no fast kernels on CPUs, and "cpu" for
+            the others.
+        ops: "fused" for graphs with ONNX Runtime's own operators, or "standard" for model.onnx alone, in operators of
+            the ONNX standard, for other runtimes. "standard" needs the target "cpu".
+        calibrate: A text. The matrices of int8 and int4 are rounded so that the layers' outputs on this text change
+            least; by default each weight is rounded to the nearest.
+        n_vocab: Trims a padded vocabulary to this number of tokens; by default all are kept.
+        force: Whether to replace dst where it exists.
+        progress: Called after each tensor with its share of the source's bytes and its name; the amounts add up to
+            the checkpoint's nbytes.
+        opening: tokenizer, config, revision and moe_policy; see open_checkpoint.
 
     Returns:
         The source as a Checkpoint.
 
     Raises:
-        CheckpointError, ConfigError, OutputError: see neo_tf.convert.
-        RequestError: an unknown precision, target or ops, a precision that they do not run, or a text to calibrate on
-            that is too short, or that no precision rounds for.
+        CheckpointError, ConfigError, OutputError: See neo_tf.convert.
+        RequestError: The precision, the target or ops is unknown; the target or ops does not run the precision; or the
+            text to calibrate on is too short, or none of the precisions is rounded.
     """
     precisions = _precisions(precision, target, ops)
     if calibrate is not None and not any(precision.layers for precision in precisions.values()):
@@ -61,39 +76,32 @@ def export_onnx(
         checkpoint = checkpoint.with_vocab(n_vocab)
     calibration = None if calibrate is None else Calibration(checkpoint, calibrate)
     precisions = {name: replace(precision, calibration=calibration) for name, precision in precisions.items()}
-    weights, graphs = WeightFile(DATA_FILE), {}
-    files = graph_files(precisions)
-    for name, precision in precisions.items():
-        graphs[files[name, MODEL]] = build_model(checkpoint, weights, precision)
-        if precision.standard:
-            continue
-        graphs[files[name, DECODER]] = build_decoder(checkpoint, weights, precision)
-        if precision.for_prompts:
-            graphs[files[name, PREFILL]] = build_prefill(checkpoint, weights, precision.for_prompts)
+    weights = WeightFile(DATA_FILE)
+    graphs = _build_graphs(checkpoint, weights, precisions)
     needs = weights.nbytes + (calibration.nbytes if calibration else 0)
     with new_folder(dst, force=force, needs=needs, source=checkpoint.path) as folder:
         checkpoint.verify()
-        for name, model in graphs.items():
-            (folder / name).write_bytes(model.SerializeToString())
+        for file, model in graphs.items():
+            (folder / file).write_bytes(model.SerializeToString())
         work = sum(weight.nbytes for weight in weights.weights.values())
         if calibration:
             work += calibration.work(sum(precision.layers is not None for precision in precisions.values()))
-        progress = _shares(progress, checkpoint.nbytes / work)
-        with calibration.inside(folder, progress) if calibration else contextlib.nullcontext():
-            weights.write(folder / DATA_FILE, progress)
+        scaled = _scaled(progress or no_progress, checkpoint.nbytes / work)
+        with calibration.inside(folder, scaled) if calibration else contextlib.nullcontext():
+            weights.write(folder / DATA_FILE, scaled)
         _write_configs(checkpoint, folder, precisions)
     return checkpoint
 
 
-def _precisions(names, target, ops):
-    """{name: Precision}, in order, of one target."""
+def _precisions(names: str | Sequence[str], target: str | None, ops: str) -> dict[str, Precision]:
+    """Returns {name: Precision}, in order; all have one target."""
     if ops not in OPS:
         raise RequestError(f"unknown ops {ops!r} (known: {', '.join(OPS)})")
     names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
     found = {name: precision_for(name, target) for name in names}
     if len({precision.target for precision in found.values()}) != 1:
         together = " and ".join(names)
-        common = set.intersection(*(set(TARGETS[name]) for name in names)) if names else ()
+        common = set.intersection(*(set(PRECISION_TARGETS[name]) for name in names)) if names else set()
         hint = f"name the target {min(common)}" if common else "no target runs them together"
         raise RequestError(f"{together or 'no precision'}: a folder is for one target: {hint}")
     if ops == "fused":
@@ -103,16 +111,41 @@ def _precisions(names, target, ops):
     return {name: replace(precision, standard=True) for name, precision in found.items()}
 
 
-def _shares(progress, scale):
-    """progress in parts of the source's bytes, which is what a caller knows beforehand."""
-    return (lambda name, size: progress(name, size * scale)) if progress else (lambda name, size: None)
+def _build_graphs(
+    checkpoint: Checkpoint, weights: WeightFile, precisions: Mapping[str, Precision]
+) -> dict[str, ModelProto]:
+    """Builds the folder's graphs, {file name: model}, and plans their weights."""
+    files = graph_files(precisions)
+    graphs = {}
+    for name, precision in precisions.items():
+        graphs[files[name, MODEL]] = build_model(checkpoint, weights, precision)
+        if precision.standard:
+            continue
+        graphs[files[name, DECODER]] = build_decoder(checkpoint, weights, precision)
+        if precision.for_prompts:
+            graphs[files[name, PREFILL]] = build_prefill(checkpoint, weights, precision.for_prompts)
+    return graphs
 
 
-def _write_configs(checkpoint, folder, precisions):
+def _scaled(progress: Progress, scale: float) -> Progress:
+    """A progress callback that passes the amounts on, multiplied by `scale`.
+
+    It turns bytes of the written tensors into bytes of the source, whose sum a caller knows beforehand.
+    """
+
+    def scaled(amount: float, what: str = "") -> None:
+        progress(amount * scale, what)
+
+    return scaled
+
+
+def _write_configs(checkpoint: Checkpoint, folder: Path, precisions: Mapping[str, Precision]) -> None:
+    """Writes config.json, the tokenizer's files, and genai_config.json where onnxruntime-genai can run the model."""
     config = checkpoint.config.replace(precision="float32")
     first = next(iter(precisions.values()))
     params = config.to_onnx() | {"precisions": list(precisions), "target": first.target}
-    params |= {"ops": "standard"} if first.standard else {}
+    if first.standard:
+        params["ops"] = "standard"
     (folder / CONFIG_FILE).write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(checkpoint, folder)
     if genai_can_run(config):

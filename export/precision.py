@@ -1,30 +1,46 @@
-"""Precisions of an exported graph: one tensor in, one cast or block-quantised tensor out."""
+"""The precisions of an exported graph: the types of its numbers, and which matrices are rounded to integers."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import ml_dtypes
 import numpy as np
 
 from neo_tf.errors import CheckpointError, RequestError
+from neo_tf.onnx_folder import PRECISION_TARGETS, TARGETS
 
-# Inputs of an output feature that share a scale: fewer are more exact, more are faster. See docs/precisions.md. 8 bits
-# are exact enough with 256, which CUDA's fast kernels do not take.
-_BLOCKS, _BLOCKS_OF_INT8 = (128, 32), (256, 128, 32)
+# The number of inputs of an output feature that share a scale: smaller blocks are more exact, larger ones are faster.
+# See docs/precisions.md. 8 bits are exact enough with 256, which CUDA's fast kernels do not take.
+_BLOCKS = (128, 32)
+_BLOCKS_OF_INT8_ON_CPU = (256, 128, 32)
+
+
+class MomentsSource(Protocol):
+    """Where the second moments of matrices' inputs come from; calibrate.Calibration is such a source."""
+
+    def moments(self, matrix: str) -> np.ndarray | None:
+        """The sums X^T X, float32 [inputs, inputs], of the inputs X [tokens, inputs] of a matrix; None if not known.
+
+        Args:
+            matrix: The name of the matrix in the data file.
+        """
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What the numbers of a graph are.
+    """The types of a graph's numbers.
 
     Args:
         name: "fp32", "fp16", "bf16", "int8" or "int4".
-        target: "cpu" or "cuda".
-        dtype: of activations, KV cache and whatever is not quantised; a numpy dtype.
-        layers: bits of the layers' matrices; None is dtype.
-        ends: bits of the token embedding and the head; None is dtype.
-        dynamic: the layers' products in int8 throughout, activations too: faster for many tokens at a time.
-        standard: in operators of the ONNX standard alone.
-        calibration: a Calibration; the layers' matrices are rounded for what it saw them multiplied with.
+        target: The device that the graph is made for: "cpu" or "cuda".
+        dtype: The numpy dtype of the activations, the KV cache, and all weights that are not quantised.
+        layers: The bits of the layers' matrices (8 or 4); None leaves them in dtype.
+        ends: The bits of the token embedding and the head (8 or 4); None leaves them in dtype.
+        dynamic: Whether the layers' activations are rounded to int8 too; this is faster for many tokens at a time.
+        standard: Whether the graph consists of operators of the ONNX standard alone.
+        calibration: The moments that the layers' matrices are rounded for; None rounds each weight to the nearest.
     """
 
     name: str
@@ -34,39 +50,47 @@ class Precision:
     ends: int | None = None
     dynamic: bool = False
     standard: bool = False
-    calibration: object = field(default=None, compare=False, repr=False)
+    calibration: MomentsSource | None = field(default=None, compare=False, repr=False)
 
     @property
-    def for_prompts(self):
-        """The precision of prefill.onnx, or None where decoder.onnx prefills as fast itself."""
-        return replace(self, dynamic=True) if self.name == "int8" and self.target == "cpu" else None
+    def for_prompts(self) -> Precision | None:
+        """The precision of prefill.onnx, or None where decoder.onnx itself prefills as fast."""
+        if self.name == "int8" and self.target == "cpu":
+            return replace(self, dynamic=True)
+        return None
+
+    def block_size(self, inputs: int, bits: int) -> int:
+        """The number of inputs that share a scale, in a quantised matrix.
+
+        Args:
+            inputs: The number of inputs that the matrix has.
+            bits: 8 or 4.
+        """
+        sizes = _BLOCKS_OF_INT8_ON_CPU if bits == 8 and self.target == "cpu" else _BLOCKS
+        return next((size for size in sizes if inputs % size == 0), sizes[-1])
 
 
 _FLOATS = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
-_BITS = {"int8": (8, 8), "int4": (4, 8)}
-# What runs where; the first is the default. On CPUs fp16 and bf16 gain nothing; on CUDA attention has no fp32 kernel.
-TARGETS = {
-    "fp32": ("cpu",),
-    "fp16": ("cuda",),
-    "bf16": ("cuda",),
-    "int8": ("cpu", "cuda"),
-    "int4": ("cpu", "cuda"),
-}
+_BITS = {"int8": (8, 8), "int4": (4, 8)}  # of the layers, and of the embedding and the head
 
 
-def precision_for(name, target=None):
-    """The Precision of a name and a target ("cpu", "cuda", or None: the name's own).
+def precision_for(name: str, target: str | None = None) -> Precision:
+    """Returns the Precision of a name.
+
+    Args:
+        name: "fp32", "fp16", "bf16", "int8" or "int4".
+        target: "cpu" or "cuda"; by default "cuda" for fp16 and bf16, and "cpu" for the others.
 
     Raises:
-        RequestError: an unknown name, or one that the target does not run.
+        RequestError: The name or the target is unknown, or the target does not run the precision.
     """
-    if name not in TARGETS:
-        raise RequestError(f"unknown precision {name!r} (known: {', '.join(TARGETS)})")
-    target = target or TARGETS[name][0]
-    if target not in TARGETS[name]:
-        others = [other for other, targets in TARGETS.items() if target in targets]
-        if not others:
-            raise RequestError(f"unknown target {target!r} (known: cpu, cuda)")
+    if name not in PRECISION_TARGETS:
+        raise RequestError(f"unknown precision {name!r} (known: {', '.join(PRECISION_TARGETS)})")
+    target = target or PRECISION_TARGETS[name][0]
+    if target not in TARGETS:
+        raise RequestError(f"unknown target {target!r} (known: {', '.join(TARGETS)})")
+    if target not in PRECISION_TARGETS[name]:
+        others = [other for other, targets in PRECISION_TARGETS.items() if target in targets]
         raise RequestError(f"{name} has no fast kernels on target {target}, which runs {', '.join(others)}")
     if name in _FLOATS:
         return Precision(name, target, np.dtype(_FLOATS[name]))
@@ -74,11 +98,16 @@ def precision_for(name, target=None):
     return Precision(name, target, np.dtype(np.float32 if target == "cpu" else np.float16), layers, ends)
 
 
-def cast(value, dtype, name):
-    """float32 -> dtype, to the nearest.
+def cast(value: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """Rounds a float32 array to dtype, each number to the nearest.
+
+    Args:
+        value: A float32 array of any shape.
+        dtype: The dtype of the result.
+        name: The tensor's name, for the message.
 
     Raises:
-        CheckpointError: a finite value that dtype has no room for.
+        CheckpointError: A finite value is too large for dtype.
     """
     if value.dtype == dtype:
         return value
@@ -89,9 +118,3 @@ def cast(value, dtype, name):
         largest = np.abs(value[lost]).max()
         raise CheckpointError(f"{name}: {largest:g} is too large for {dtype.name}: export in bf16 or fp32")
     return rounded
-
-
-def block_size(inputs, bits, target="cpu"):
-    """Inputs that share a scale, of a matrix with so many."""
-    sizes = _BLOCKS_OF_INT8 if bits == 8 and target == "cpu" else _BLOCKS
-    return next((size for size in sizes if inputs % size == 0), sizes[-1])

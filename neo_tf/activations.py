@@ -1,26 +1,34 @@
 """The original's activation names (its models/activations.py), in Keras. export/activations.py is the ONNX twin."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from keras import ops
 
 from neo_tf.config_values import ACTIVATIONS
 
+if TYPE_CHECKING:
+    from keras import KerasTensor
 
-def _triangle_relax(x):
+
+def _triangle_relax(x: KerasTensor) -> KerasTensor:
     return ops.sin(x) - ops.sin(3 * x) / 9 + ops.sin(5 * x) / 25 - ops.sin(7 * x) / 49
 
 
-def _square_relax(x):
+def _square_relax(x: KerasTensor) -> KerasTensor:
     return ops.cos(x) - ops.cos(3 * x) / 3 + ops.cos(5 * x) / 5 - ops.cos(7 * x) / 7
 
 
-def _elish(x):
+def _elish(x: KerasTensor) -> KerasTensor:
     # The original divides by 1 + exp(x) where the published function has exp(-x).
     negative = ops.minimum(x, 0)
     below = (ops.exp(negative) - 1) * ops.sigmoid(negative)
     return ops.where(x > 0, x * ops.sigmoid(-x), below)
 
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Callable[[KerasTensor], KerasTensor]] = {
     "gelu": lambda x: ops.gelu(x, approximate=True),
     "relu": ops.relu,
     "sigmoid": ops.sigmoid,
@@ -55,6 +63,6 @@ _FUNCTIONS = {
 assert set(_FUNCTIONS) == set(ACTIVATIONS)
 
 
-def activation(x, name):
+def activation(x: KerasTensor, name: str) -> KerasTensor:
     """Applies the original's activation `name` to a tensor of any shape; gelu is the tanh form."""
     return _FUNCTIONS[name](x)

@@ -1,39 +1,53 @@
-"""Writing a folder so that it appears whole under its name, or not at all."""
+"""Writing a folder or a file so that it appears whole under its name, or not at all."""
 
 import contextlib
 import glob
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from neo_tf.errors import NeoTFError, OutputError, first_line
+from neo_tf.file_names import CONFIG_FILE, GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from neo_tf.sizes import readable_bytes
 
-# Files that neo-tf writes, by pattern: --force replaces a folder of these, and never one with anything else in it, or
-# without weights.
+# Patterns of the files that neo-tf writes. --force replaces a folder only if it holds weights and no other files.
 _WEIGHTS = ("model*.safetensors", "model.weights.h5", "model.onnx_data", "model.ckpt-*.index")
 _OURS = (
-    *("config.json", "generation_config.json", "genai_config.json", "dataset.json", "checkpoint", *_WEIGHTS),
-    *("tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json", "*.onnx", "model.ckpt-*.data-*-of-*"),
+    *_WEIGHTS,
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    "genai_config.json",
+    "dataset.json",
+    "checkpoint",
+    "model.safetensors.index.json",
+    "model.ckpt-*.data-*-of-*",
+    "*.onnx",
 )
-_PARTIAL, _OLD = ".partial-", "-old"
+# A folder that is being written is called .{name}.partial-{process}-{random}; -old is added to the one it replaces.
+_PARTIAL = ".partial-"
+_OLD = "-old"
 
 
 @contextlib.contextmanager
-def new_folder(dst, *, force=False, needs=0, source=None):
-    """Yields a temporary folder beside dst that becomes dst when the block ends well, and vanishes when it does not.
+def new_folder(
+    dst: Path | str, *, force: bool = False, needs: int = 0, source: Path | str | None = None
+) -> Iterator[Path]:
+    """Yields a temporary folder beside dst. It becomes dst when the block ends well and is removed when it fails.
 
     A process that is killed leaves at most the hidden `.{name}.partial-*`, which the next writer of dst removes.
 
     Args:
-        dst: the final folder. Existing and empty is fine.
-        force: replaces a folder that is not empty, provided that it holds nothing but files that neo-tf writes.
-        needs: bytes that will be written, compared with the free space first.
-        source: what is being read; must not be dst.
+        dst: The final folder. It may exist if it is empty.
+        force: Whether a folder that is not empty is replaced. It must hold nothing but files that neo-tf writes.
+        needs: The number of bytes that will be written. They are compared with the free space first.
+        source: The path that the block reads from, which must not be dst.
 
     Raises:
-        OutputError: dst cannot be written; says why. Any OSError of the block becomes one.
+        OutputError: dst cannot be written; the message says why. An OSError of the block becomes an OutputError.
     """
     dst = Path(dst)
     _check_target(dst, force, source)
@@ -52,7 +66,7 @@ def new_folder(dst, *, force=False, needs=0, source=None):
         yield partial
         partial.chmod(0o777 & ~_umask())
         _sync(partial)
-        _check_target(dst, force, source)  # again: much may have come there while this was written
+        _check_target(dst, force, source)  # again: files may have come there in the meantime
         _replace(partial, final)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -65,11 +79,12 @@ def new_folder(dst, *, force=False, needs=0, source=None):
 
 
 @contextlib.contextmanager
-def new_file(path):
-    """Yields a temporary file's path beside `path`, which replaces it when the block ends well, or vanishes.
+def new_file(path: Path | str) -> Iterator[Path]:
+    """Yields the path of a temporary file beside `path`. It becomes `path` when the block ends well, or is removed.
 
     Raises:
-        OutputError: path cannot be written; says why, before the block begins where it can be known by then.
+        OutputError: The file cannot be written; the message says why. Where this can be known before the block
+            begins, it is raised then.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -94,9 +109,9 @@ def new_file(path):
         partial.unlink(missing_ok=True)
 
 
-def _check_target(dst, force, source):
+def _check_target(dst: Path, force: bool, source: Path | str | None) -> None:
     if source is not None and Path(f"{source}.index").is_file():
-        source = Path(source).absolute().parent  # the original's prefix: its folder is what must stay
+        source = Path(source).absolute().parent  # a prefix of the original's: its folder must stay
     if source is not None and Path(source).exists() and dst.exists() and dst.samefile(source):
         raise OutputError(f"{dst}: is the source itself")
     if dst.exists() and dst.samefile(Path.cwd()):
@@ -115,8 +130,8 @@ def _check_target(dst, force, source):
         raise OutputError(f"{dst}: holds no weights that neo-tf wrote: not replaced even with --force")
 
 
-def _remove_leftovers(parent, name):
-    """Removes what killed writers of the same folder left, unless their process still runs."""
+def _remove_leftovers(parent: Path, name: str) -> None:
+    """Removes what killed writers of the same folder left behind, unless their process still runs."""
     for leftover in parent.glob(f".{glob.escape(name)}{_PARTIAL}*"):
         process = leftover.name.split(_PARTIAL)[1].split("-")[0]
         if not process.isdigit() or _runs(int(process)):
@@ -129,7 +144,7 @@ def _remove_leftovers(parent, name):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _runs(process):
+def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -139,7 +154,7 @@ def _runs(process):
     return True
 
 
-def _replace(partial, dst):
+def _replace(partial: Path, dst: Path) -> None:
     if not dst.exists():
         partial.rename(dst)
         return
@@ -153,8 +168,8 @@ def _replace(partial, dst):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync(folder):
-    """Flushes the files to the disk: a full disk or a crash must show before the rename, not after it."""
+def _sync(folder: Path) -> None:
+    """Flushes the files to the disk, so that a full disk is noticed before the rename and not after it."""
     for path in folder.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -163,11 +178,11 @@ def _sync(folder):
             os.close(descriptor)
 
 
-def _umask():
+def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-def _output_error(dst, error):
+def _output_error(dst: Path, error: OSError) -> OutputError:
     return OutputError(f"{dst}: cannot be written: {error.strerror or first_line(error)}")

@@ -1,8 +1,14 @@
-"""What a model keeps between steps: the contract between the exported graphs and the runtime's buffers."""
+"""The layout of the KV cache: the contract between the exported graphs and the runtime's buffers."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-HEAD_MULTIPLE = 8  # ONNX Runtime's GroupQueryAttention takes head sizes of such multiples
+if TYPE_CHECKING:
+    from neo_tf.config import GPTNeoConfig
+
+HEAD_MULTIPLE = 8  # ONNX Runtime's GroupQueryAttention takes head sizes that are multiples of this
 
 
 @dataclass(frozen=True)
@@ -10,12 +16,13 @@ class CachePart:
     """One tensor [batch, heads, rows, columns] of a layer's cache.
 
     Args:
-        layer: its layer.
+        layer: The layer's number.
         part: "key" or "value".
-        kind: "full" (a row for each position), "window" (rows of the local window alone), or "sums" (linear
-            attention's running sums, of constant size).
-        heads, columns: sizes that do not change.
-        rows: rows of "full" at n_ctx, learned keys included; the window of "window"; all rows of "sums".
+        kind: "full" for a row for each position, "window" for the rows of the local window only, or "sums" for linear
+            attention's running sums.
+        heads: The number of heads.
+        rows: The largest number of rows. For "full", this is n_ctx plus the number of learned keys.
+        columns: The number of columns.
     """
 
     layer: int
@@ -26,40 +33,45 @@ class CachePart:
     columns: int
 
     @property
-    def past(self):
-        """Name of the graph's input."""
+    def past(self) -> str:
+        """The name of the graph's input."""
         return f"past_key_values.{self.layer}.{self.part}"
 
     @property
-    def present(self):
-        """Name of the graph's output."""
+    def present(self) -> str:
+        """The name of the graph's output."""
         return f"present.{self.layer}.{self.part}"
 
 
-def padded_head_size(config):
-    """Head size of decoder.onnx's caches: padded with zeros to what GroupQueryAttention takes."""
+def padded_head_size(config: GPTNeoConfig) -> int:
+    """The head size of decoder.onnx's caches: the model's own, rounded up to a size that GroupQueryAttention takes."""
     return -(-config.head_size // HEAD_MULTIPLE) * HEAD_MULTIPLE
 
 
-def cache_parts(config, windowed=True, head_size=None):
-    """The caches of all layers, in order; layers of attention type "none" have none.
+def cache_parts(config: GPTNeoConfig, windowed: bool = True, head_size: int | None = None) -> list[CachePart]:
+    """Returns the parts of all layers' caches, in order; layers of attention type "none" have no cache.
 
     Args:
-        config: a GPTNeoConfig.
-        windowed: keeps no more than the window of local layers, as decoder.onnx does.
-        head_size: columns of keys and values; padded_head_size(config) by default.
+        config: The model's config.
+        windowed: Whether local layers keep only their window, as in decoder.onnx.
+        head_size: The number of columns of keys and values; padded_head_size(config) by default.
     """
-    head_size, parts = head_size or padded_head_size(config), []
+    columns = head_size or padded_head_size(config)
+    parts = []
     for layer, kind in enumerate(config.attention_types):
         if kind == "none":
             continue
         if kind == "linear":
-            sizes = {"key": ("sums", 1, config.head_size), "value": ("sums", config.head_size, config.head_size)}
-        elif kind == "local" and windowed and config.window(layer) < config.n_ctx:
-            sizes = dict.fromkeys(("key", "value"), ("window", config.window(layer), head_size))
+            size = config.head_size
+            parts.append(CachePart(layer, "key", "sums", config.n_head, 1, size))
+            parts.append(CachePart(layer, "value", "sums", config.n_head, size, size))
+            continue
+        if kind == "local" and windowed and config.window(layer) < config.n_ctx:
+            cached, rows = "window", config.window(layer)
+        elif kind == "global":
+            cached, rows = "full", config.n_ctx + config.num_mem_kv
         else:
-            memory = config.num_mem_kv if kind == "global" else 0
-            sizes = dict.fromkeys(("key", "value"), ("full", config.n_ctx + memory, head_size))
-        for part, (what, rows, columns) in sizes.items():
-            parts.append(CachePart(layer, part, what, config.n_head, rows, columns))
+            cached, rows = "full", config.n_ctx
+        for part in ("key", "value"):
+            parts.append(CachePart(layer, part, cached, config.n_head, rows, columns))
     return parts

@@ -1,7 +1,8 @@
-"""Models of the Hugging Face hub: only the files that are needed, into the hub's own cache."""
+"""Downloading a model from the Hugging Face hub: only the files that are needed, into the hub's own cache."""
 
 import logging
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -9,74 +10,82 @@ from neo_tf.errors import CheckpointError, first_line
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ALWAYS = ("*.json", "merges.txt")
-# Weights in the order of preference: the first kind that a model has is the one that is downloaded.
+# The kinds of weights in order of preference: the first kind that a model has is downloaded. A kind is a tuple of file
+# patterns; a model has the kind when one of its files fits the first or the second pattern.
 _WEIGHTS = (
     ("model.safetensors", "model-*.safetensors"),
     ("pytorch_model.bin", "pytorch_model-*.bin"),
     ("model.ckpt-*", "model.ckpt-*", "checkpoint"),
-    ("decoder.onnx", "decoder.onnx", "*.onnx", "model.onnx_data"),  # all graphs: prefill.onnx, other precisions
+    ("decoder.onnx", "decoder.onnx", "*.onnx", "model.onnx_data"),  # the other graphs, such as prefill.onnx, too
 )
 
 
-def is_hub_id(name):
-    """Whether a name is an owner and a model: no folder of the name exists, and none of the owner's."""
+def is_hub_id(name: Path | str) -> bool:
+    """Whether a name is a hub id: it has the form owner/model, and neither a path nor a folder `owner` exists."""
     text = str(name)
     if _ID.fullmatch(text) is None or text.startswith("."):
         return False
-    return not Path(text).exists() and not Path(text).parent.is_dir()  # a typo in models/x is no hub id
+    return not Path(text).exists() and not Path(text).parent.is_dir()  # a typo in models/x is not taken for a hub id
 
 
-def download(hub_id, revision=None):
-    """Downloads a model, or finds it in the hub's cache; returns its folder.
+def download(hub_id: Path | str, revision: str | None = None) -> Path:
+    """Downloads a model, or finds it in the hub's cache where the hub cannot be reached.
 
     Args:
-        hub_id: owner/name.
-        revision: a branch, tag or commit; the main branch where it is None.
+        hub_id: The model, as owner/name.
+        revision: A branch, tag or commit. The default is the main branch.
+
+    Returns:
+        The model's folder in the cache.
 
     Raises:
-        CheckpointError: it is neither reachable nor in the cache. HF_HUB_OFFLINE is honoured.
+        CheckpointError: The model can neither be reached nor is it in the cache. HF_HUB_OFFLINE is honoured.
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: the error that ends them says enough
-    where = f"{hub_id} at {revision}" if revision else str(hub_id)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry; the final error says enough
+    hub_id = str(hub_id)
+    where = f"{hub_id} at {revision}" if revision else hub_id
     try:
-        patterns = needed_files(HfApi().list_repo_files(hub_id, revision=revision))
+        files = needed_files(HfApi().list_repo_files(hub_id, revision=revision))
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from None
     except Exception as error:  # offline, unreachable, unknown, or no right to read it
         folder = _cached(hub_id, revision)
         if folder is None:
             reason = first_line(error)
-            raise CheckpointError(f"{where}: no such folder, and not to be had from the hub: {reason}") from None
+            raise CheckpointError(f"{where}: no such folder, and the hub did not give it: {reason}") from None
         return folder
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=files))
     except Exception as error:  # the network broke off, or the disk is full
         raise CheckpointError(f"{where}: the download failed: {first_line(error)}") from None
 
 
-def _cached(hub_id, revision):
+def _cached(hub_id: str, revision: str | None) -> Path | None:
     """The folder of an earlier download, or None."""
     from huggingface_hub import snapshot_download
 
     for patterns in _WEIGHTS:
-        # The hub's client takes a cached folder only with patterns that it was downloaded with.
-        wanted = {"allow_patterns": [*_ALWAYS, *patterns], "local_files_only": True}
+        # The hub's client finds a cached folder only with patterns that it was downloaded with.
+        wanted = [*_ALWAYS, *patterns]
         try:
-            folder = Path(snapshot_download(hub_id, revision=revision, **wanted))
-        except Exception:  # not there, or not whole
+            folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted, local_files_only=True))
+        except Exception:  # it is not there, or not whole
             continue
         if any(path for pattern in patterns[:2] for path in folder.glob(pattern)):
             return folder
     return None
 
 
-def needed_files(names):
-    """The files among `names` that neo-tf reads: configs, the tokenizer, and one kind of weights.
+def needed_files(names: Iterable[str]) -> list[str]:
+    """Picks the files that neo-tf reads: the configs, the tokenizer, and one kind of weights.
+
+    Args:
+        names: All files of a model, as paths below its folder.
 
     Raises:
-        CheckpointError: there are no weights among them.
+        CheckpointError: None of the files holds weights that neo-tf reads.
     """
     top = [name for name in names if "/" not in name]
     for patterns in _WEIGHTS:

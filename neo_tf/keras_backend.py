@@ -1,19 +1,25 @@
-"""Importing TensorFlow and Keras: late, quietly, and with a clear word where they are not installed."""
+"""Imports TensorFlow and Keras late and quietly, and says how to install them where they are missing."""
+
+from __future__ import annotations
 
 import functools
 import os
 import sys
 import tempfile
+from types import ModuleType, TracebackType
 
 from neo_tf.errors import MissingExtraError
 
 
 @functools.cache
-def import_tensorflow():
-    """The tensorflow module, with Keras set to use it.
+def import_tensorflow() -> ModuleType:
+    """Imports TensorFlow, and Keras with TensorFlow as its backend.
+
+    Returns:
+        The module tensorflow.
 
     Raises:
-        MissingExtraError: the extra `tensorflow` is not installed.
+        MissingExtraError: The extra `tensorflow` is not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -29,20 +35,27 @@ def import_tensorflow():
 
 
 class _quiet_stderr:
-    """Holds back what C++ code prints to stderr, and shows it after all if the block fails."""
+    """Holds back what C++ code prints to stderr while a block runs, and shows it only if the block fails.
 
-    def __enter__(self):
+    An ImportError is no such failure: import_tensorflow explains it.
+    """
+
+    def __init__(self) -> None:
+        self._saved: int | None = None
+
+    def __enter__(self) -> _quiet_stderr:
         sys.stderr.flush()
         try:
             self._saved = os.dup(2)
         except OSError:  # a process without stderr
-            self._saved = None
             return self
         self._held = tempfile.TemporaryFile()
         os.dup2(self._held.fileno(), 2)
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._saved is None:
             return
         sys.stderr.flush()

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from neo_tf.errors import RequestError
+from neo_tf.file_names import TOKENIZER_FILE
 
 from .arguments import GenerateArguments
 from .device.session import Session
 from .engine.engine import Engine
-from .engine.generation import Generation
+from .engine.generation import Continuation, Generation
 from .engine.request import Request
-from .sampling.beams import Hypothesis
-from .tokenizer import TOKENIZER_FILE, Tokenizer
+from .tokenizer import Tokenizer, TokenizerLike
 
 TASK = "text-generation"
 Prompt = str | Sequence[int]  # a text, or its token ids
@@ -55,7 +55,7 @@ class TextGenerationPipeline:
         self.session = Session(folder, slots=batch_size, device=device, threads=threads, precision=precision)
         self.config = self.session.config
         self.engine = Engine(self.session, cache_bytes, prefix_cache_bytes)
-        self.tokenizer: Tokenizer | None = None
+        self.tokenizer: TokenizerLike | None = None
         if tokenizer or (Path(folder) / TOKENIZER_FILE).is_file():
             self.tokenizer = Tokenizer(tokenizer or folder)
 
@@ -76,7 +76,7 @@ class TextGenerationPipeline:
             RequestError: A prompt or an argument that cannot be served.
         """
         many = _is_many(text_inputs)
-        texts = list(text_inputs) if many else [text_inputs]
+        texts: list[Any] = list(text_inputs) if many else [text_inputs]
         options = GenerateArguments.parse(arguments)
         if options.streamer and (len(texts) > 1 or options.num_return_sequences > 1):
             raise RequestError("streamer takes one prompt and one sequence")
@@ -134,24 +134,28 @@ class TextGenerationPipeline:
             Dicts with "generated_text" or "generated_token_ids", and what else the arguments ask for.
         """
         prompt = generation.request.prompt
-        return [self._result(text, prompt, found, options) for found in generation.hypotheses or [generation]]
+        return [self._result(text, prompt, found, options) for found in generation.continuations]
 
     def _result(
-        self, text: Prompt, prompt: Sequence[int], found: Generation | Hypothesis, options: GenerateArguments
+        self, text: Prompt, prompt: Sequence[int], found: Continuation, options: GenerateArguments
     ) -> dict[str, Any]:
+        result: dict[str, Any] = {}
         if options.return_tensors:
-            ids = [*prompt, *found.tokens] if options.return_full_text else list(found.tokens)
-            result = {"generated_token_ids": ids}
-        elif options.return_full_text:
-            # A text comes back as it was given, special tokens and all, as in transformers.
-            before = text if isinstance(text, str) else self.tokenizer.stream(prompt).before
-            result = {"generated_text": before + found.text}
+            result["generated_token_ids"] = [*prompt, *found.tokens] if options.return_full_text else found.tokens[:]
         else:
-            result = {"generated_text": found.text}
+            before = self._text_before(text, prompt) if options.return_full_text else ""
+            result["generated_text"] = before + found.text
         for name, attribute in options.kept.items():
             value = getattr(found, attribute)
             result[name] = np.array(value) if name in ("scores", "logits") else value
         return result
+
+    def _text_before(self, text: Prompt, prompt: Sequence[int]) -> str:
+        """A prompt's text: as it was given, special tokens and all, like in transformers."""
+        if isinstance(text, str):
+            return text
+        assert self.tokenizer is not None  # see requests
+        return self.tokenizer.stream(prompt).before
 
 
 def _streaming(request: Request, streamer: Any) -> Request:
@@ -162,8 +166,8 @@ def _streaming(request: Request, streamer: Any) -> Request:
     return dataclasses.replace(request, on_token=lambda token: streamer.put(np.array([token])))
 
 
-def _is_many(text_inputs):
-    """Whether it is a list of prompts, rather than one prompt as text or as ids."""
+def _is_many(text_inputs: Any) -> bool:
+    """Whether the input is a list of prompts, rather than one prompt as text or as ids."""
     if isinstance(text_inputs, str):
         return False
     if not isinstance(text_inputs, list | tuple) and not hasattr(text_inputs, "tolist"):

@@ -1,4 +1,4 @@
-"""Checkpoints in every format, opened by what lies in the folder and written by name."""
+"""Checkpoints in every format: one reader and one writer for each format, and one Checkpoint class between them."""
 
 from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor
 from neo_tf.checkpoints.initialise import PRESETS, init_checkpoint

@@ -1,35 +1,39 @@
-"""Checkpoint: a config, a tokenizer, and tensors under canonical names that are read when they are asked for."""
+"""Checkpoint: a config, a tokenizer, and tensors under canonical names that are read one at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
+from neo_tf.checkpoints.dtypes import DTYPES, dtype_name
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError, ConfigError
 from neo_tf.variables import ROOT, model_variables
 
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is not in memory yet: its shape, its dtype, and what reads it."""
+    """A tensor that is not in memory.
 
-    shape: tuple
+    Args:
+        shape: The tensor's shape.
+        dtype: The tensor's type.
+        read: Reads the tensor; called without arguments. It reads anew with each call.
+    """
+
+    shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
 
     @property
-    def nbytes(self):
-        """Bytes that the tensor takes once read."""
+    def nbytes(self) -> int:
+        """The number of bytes that the tensor takes once it is read."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def _nothing_else_to_verify() -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -37,46 +41,50 @@ class Checkpoint:
     """A model on disk, in any format.
 
     Args:
-        path: where it lies; used in messages.
-        format: "mesh-tf", "huggingface" or "keras".
-        config: a GPTNeoConfig.
-        tensors: {canonical name: LazyTensor}, exactly the model's variables.
-        tokenizer: the text of a tokenizer.json, or None where none is known.
-        verify: called once by whoever copies the checkpoint: reads what is not part of the model (optimizer slots)
-            so that a damaged file is noticed. Takes a progress callback.
+        path: Where the checkpoint lies. It is used in messages.
+        format: "mesh-tf", "huggingface" or "keras"; "random" where the tensors are drawn and not stored.
+        config: The model's config.
+        tensors: {canonical name: LazyTensor}, which must be exactly the model's variables.
+        tokenizer: The text of a tokenizer.json, or None where the checkpoint has no tokenizer.
+        verify: Reads the stored values that are not part of the model, such as optimizer slots, so that a damaged
+            file is noticed. Code that copies the checkpoint calls it once.
 
     Raises:
-        CheckpointError: variables that the model does not know, or missing ones; both are listed.
-        ConfigError: a tensor whose shape contradicts the config.
+        CheckpointError: The checkpoint has variables that the model does not know, or lacks some; both are listed.
+            Or a tensor's type is not one of DTYPES.
+        ConfigError: A tensor's shape contradicts the config.
+
+    Example:
+        checkpoint = open_checkpoint("models/keras")
+        checkpoint.read("gpt2/h0/attn/q").shape  # (n_embd, n_embd)
     """
 
     path: Path
     format: str
     config: GPTNeoConfig
-    tensors: dict
+    tensors: dict[str, LazyTensor]
     tokenizer: str | None = None
-    verify: Callable = field(default=lambda: None, compare=False)
+    verify: Callable[[], None] = field(default=_nothing_else_to_verify, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_tensors(self.path, self.config, self.tensors)
 
-    def read(self, name):
-        """Reads one tensor, in the original's orientation and its stored precision."""
+    def read(self, name: str) -> np.ndarray:
+        """Reads one tensor by its canonical name, in the original's orientation and in its stored type."""
         return self.tensors[name].read()
 
     @property
-    def nbytes(self):
-        """Bytes of all tensors."""
+    def nbytes(self) -> int:
+        """The number of bytes of all tensors together."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
-    def dtype(self):
-        """The precision that most of the weights have: a key of DTYPES."""
-        dtype = self.tensors[f"{ROOT}/wte"].dtype
-        return next(name for name, known in DTYPES.items() if known == dtype)
+    def dtype(self) -> str:
+        """The type of the token embedding, which most of the weights have: a key of DTYPES."""
+        return dtype_name(self.tensors[f"{ROOT}/wte"].dtype)
 
-    def with_vocab(self, n_vocab):
-        """The same checkpoint with the embedding trimmed to its first n_vocab rows.
+    def with_vocab(self, n_vocab: int) -> "Checkpoint":
+        """The same checkpoint with the token embedding trimmed to its first n_vocab rows.
 
         Raises:
             ConfigError: n_vocab is larger than the vocabulary, or cuts off ids that the tokenizer or the config uses.
@@ -100,14 +108,18 @@ class Checkpoint:
         return replace(self, config=config, tensors=self.tensors | trimmed)
 
 
-def _trim(tensor, shape):
-    """The leading part of a tensor, of that shape."""
+def _trim(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
+    """The leading part of a tensor, in the given shape."""
     corner = tuple(slice(size) for size in shape)
     return LazyTensor(shape, tensor.dtype, lambda: tensor.read()[corner].copy())
 
 
-def check_tensors(path, config, tensors):
-    """Compares a checkpoint's tensors with the variables of its config; raises as Checkpoint does."""
+def check_tensors(path: Path | str, config: GPTNeoConfig, tensors: Mapping[str, LazyTensor]) -> None:
+    """Compares a checkpoint's tensors with the variables of its config.
+
+    Raises:
+        CheckpointError, ConfigError: See Checkpoint.
+    """
     expected = model_variables(config)
     problems = []
     missing = [name for name in expected if name not in tensors]
@@ -129,7 +141,8 @@ def check_tensors(path, config, tensors):
             raise CheckpointError(f"{path}: {name} is of type {tensor.dtype}, not one of {', '.join(DTYPES)}")
 
 
-def _relevant_sizes(name, config):
+def _relevant_sizes(name: str, config: GPTNeoConfig) -> str:
+    """The config's values that a variable's shape depends on, for a message."""
     keys = ["n_embd"]
     if name.endswith("wte"):
         keys.append("n_vocab")
@@ -142,6 +155,6 @@ def _relevant_sizes(name, config):
     return ", ".join(f"{key} {getattr(config, key)}" for key in keys)
 
 
-def _listed(names, limit=8):
+def _listed(names: Sequence[str], limit: int = 8) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f"{len(names)} ({', '.join(names[:limit])}{more})"

@@ -1,27 +1,30 @@
-"""Hugging Face's GPT-Neo folders: safetensors or pytorch_model.bin. The only file that knows their names."""
+"""Hugging Face's GPT-Neo folders. Only this file knows the names that transformers gives to tensors."""
 
-import json
 import re
-import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from neo_tf.checkpoints.checkpoint import DTYPES, Checkpoint, LazyTensor
+from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor
+from neo_tf.checkpoints.dtypes import DTYPES, dtype_name
+from neo_tf.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from neo_tf.checkpoints.tokenizer_files import find_tokenizer
 from neo_tf.checkpoints.torch_pickle import read_torch_file
-from neo_tf.config import GPTNeoConfig, read_json
+from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError
+from neo_tf.file_names import CONFIG_FILE, GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
+from neo_tf.json_files import read_json, write_json
+from neo_tf.progress import Progress
 from neo_tf.variables import ROOT
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 BIN_FILE = "pytorch_model.bin"
 BIN_INDEX_FILE = "pytorch_model.bin.index.json"
 _SHARD_BYTES = 5_000_000_000
 
-# Inside a layer: the original's name -> Hugging Face's, and whether torch keeps the matrix transposed.
+# The original's name -> Hugging Face's name, and whether torch stores the matrix transposed. First inside a layer.
 _LAYER_NAMES = {
     "norm_1/g": ("ln_1.weight", False),
     "norm_1/b": ("ln_1.bias", False),
@@ -46,14 +49,17 @@ _TOP_NAMES = {
 }
 _FROM_LAYER_NAMES = {theirs: (ours, transposed) for ours, (theirs, transposed) in _LAYER_NAMES.items()}
 _FROM_TOP_NAMES = {theirs: (ours, transposed) for ours, (theirs, transposed) in _TOP_NAMES.items()}
-_LM_HEAD, _WTE = f"{ROOT}/lm_head", f"{ROOT}/wte"
+_LM_HEAD = f"{ROOT}/lm_head"
+_WTE = f"{ROOT}/wte"
 # Causal masks that older transformers versions saved with the weights.
 _BUFFER = re.compile(r"\.attn\.attention\.(bias|masked_bias)$")
-_SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def to_huggingface_name(name):
-    """gpt2/h0/attn/q -> ("transformer.h.0.attn.attention.q_proj.weight", True): the name, and whether transposed."""
+def to_huggingface_name(name: str) -> tuple[str, bool]:
+    """Translates a canonical name; also says whether torch stores the matrix transposed.
+
+    "gpt2/h0/attn/q" becomes ("transformer.h.0.attn.attention.q_proj.weight", True).
+    """
     name = name.removeprefix(f"{ROOT}/")
     if name in _TOP_NAMES:
         return _TOP_NAMES[name]
@@ -62,8 +68,8 @@ def to_huggingface_name(name):
     return f"transformer.h.{layer[1:]}.{theirs}", transposed
 
 
-def from_huggingface_name(name):
-    """The inverse of to_huggingface_name; a name that GPT-Neo does not have comes back as it is."""
+def from_huggingface_name(name: str) -> tuple[str, bool]:
+    """The inverse of to_huggingface_name. A name that GPT-Neo does not have is returned unchanged."""
     full = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
     if full in _FROM_TOP_NAMES:
         ours, transposed = _FROM_TOP_NAMES[full]
@@ -75,94 +81,129 @@ def from_huggingface_name(name):
     return name, False
 
 
-def is_huggingface(folder):
+def is_huggingface(folder: Path | str) -> bool:
     """Whether a folder holds weights as transformers saves them."""
     return any((Path(folder) / name).is_file() for name in (WEIGHTS_FILE, INDEX_FILE, BIN_FILE, BIN_INDEX_FILE))
 
 
-def read_huggingface(path, tokenizer=None, config=None):
-    """Opens a folder that transformers saved; safetensors are preferred to pytorch_model.bin.
+def read_huggingface(
+    path: Path | str, tokenizer: Path | str | None = None, config: Path | str | None = None
+) -> Checkpoint:
+    """Opens a folder that transformers saved. Safetensors are preferred to pytorch_model.bin.
 
-    An lm_head that equals the embedding is tied; one that differs is the model's own head, as in transformers.
+    An lm_head that equals the token embedding is tied to it; one that differs is a head of its own, as in
+    transformers.
+
+    Args:
+        path: The folder.
+        tokenizer: As in find_tokenizer.
+        config: The config, where it is not the folder's config.json.
 
     Raises:
-        CheckpointError: shards that are missing or cut short, tensors that do not fit, a pickle that wants more than
-            tensors.
-        ConfigError: config.json is missing, or is not a GPT-Neo's.
+        CheckpointError: A shard is missing or cut short, tensors do not fit the config, or a pickle asks for something
+            that is not a tensor.
+        ConfigError: config.json is missing, or it is not that of a GPT-Neo.
     """
     folder = Path(path)
-    config = GPTNeoConfig.from_file(config or folder / CONFIG_FILE)
-    tensors = {}
-    for file in _weight_files(folder):
-        found = read_torch_file(file) if file.suffix == ".bin" else _read_safetensors(file)
-        for name, tensor in found.items():
-            if not _BUFFER.search(name):
-                ours, transposed = from_huggingface_name(name)
-                tensors[ours] = _transpose(tensor) if transposed else tensor
-    tied = not config.untied_lm_head
+    params = GPTNeoConfig.from_file(config or folder / CONFIG_FILE)
+    tensors = _read_tensors(folder)
+    tied = not params.untied_lm_head
     if _LM_HEAD in tensors and _WTE in tensors:
         tied = np.array_equal(tensors[_LM_HEAD].read(), tensors[_WTE].read())
     if tied:
         tensors.pop(_LM_HEAD, None)
-    config = config.replace(precision=_common_precision(tensors, config.precision), untied_lm_head=not tied)
-    return Checkpoint(folder, "huggingface", config, tensors, find_tokenizer(folder, config.n_vocab, tokenizer))
+    params = params.replace(precision=_precision(tensors, params.precision), untied_lm_head=not tied)
+    return Checkpoint(folder, "huggingface", params, tensors, find_tokenizer(folder, params.n_vocab, tokenizer))
 
 
-def write_huggingface(checkpoint, folder, progress):
+def write_huggingface(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
     """Writes a folder that transformers loads: config.json, safetensors in shards of at most 5 GB, the tokenizer.
 
     Args:
-        checkpoint: a Checkpoint.
-        folder: an existing Path.
-        progress: called as progress(name, bytes) after each tensor.
+        checkpoint: The checkpoint.
+        folder: The folder that the files go into.
+        progress: Called as progress(bytes, name) after each tensor.
 
     Raises:
-        ConfigError: an option that transformers cannot express.
+        ConfigError: The model uses an option that transformers cannot express.
     """
-    params = checkpoint.config.replace(precision=checkpoint.dtype).to_huggingface()
-    (folder / CONFIG_FILE).write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG_FILE, checkpoint.config.replace(precision=checkpoint.dtype).to_huggingface())
     write_tokenizer(checkpoint, folder)
 
-    shards = [[]]
-    for name, tensor in checkpoint.tensors.items():
-        if shards[-1] and sum(checkpoint.tensors[other].nbytes for other in shards[-1]) + tensor.nbytes > _SHARD_BYTES:
-            shards.append([])
-        shards[-1].append(name)
+    def report(amount: float, what: str = "") -> None:
+        progress(amount, from_huggingface_name(what)[0])
+
+    shards = _shards(checkpoint.tensors)
     if len(shards) == 1:
-        _write_safetensors(checkpoint, shards[0], folder / WEIGHTS_FILE, progress)
+        write_safetensors(shards[0], folder / WEIGHTS_FILE, report)
         return
-    weight_map = {}
-    for number, names in enumerate(shards, start=1):
+    weight_map: dict[str, str] = {}
+    for number, tensors in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_safetensors(checkpoint, names, folder / file, progress)
-        weight_map |= {to_huggingface_name(name)[0]: file for name in names}
-    index = {"metadata": {"total_size": checkpoint.nbytes}, "weight_map": weight_map}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_safetensors(tensors, folder / file, report)
+        weight_map |= dict.fromkeys(tensors, file)
+    write_json(folder / INDEX_FILE, {"metadata": {"total_size": checkpoint.nbytes}, "weight_map": weight_map})
 
 
-def write_tokenizer(checkpoint, folder):
-    """Writes tokenizer.json, tokenizer_config.json and generation_config.json as transformers reads them."""
+def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and generation_config.json as transformers reads them.
+
+    A checkpoint without a tokenizer gets generation_config.json alone.
+    """
     config = checkpoint.config
-    ids = {"bos_token_id": config.eos_token_id, "eos_token_id": config.eos_token_id}
-    if config.pad_token_id is not None and config.pad_token_id < config.n_vocab:
-        ids["pad_token_id"] = config.pad_token_id
-    generation = {key: value for key, value in ids.items() if value is not None}
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    ids = {
+        "bos_token_id": config.eos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id_in_vocab,
+    }
+    write_json(folder / GENERATION_CONFIG_FILE, {key: value for key, value in ids.items() if value is not None})
     if checkpoint.tokenizer is None:
         return
-    (folder / "tokenizer.json").write_text(checkpoint.tokenizer, encoding="utf-8")
+    (folder / TOKENIZER_FILE).write_text(checkpoint.tokenizer, encoding="utf-8")
     from tokenizers import Tokenizer
 
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.n_ctx}
-    settings["clean_up_tokenization_spaces"] = False
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.n_ctx,
+        "clean_up_tokenization_spaces": False,
+    }
     if config.eos_token_id is not None:
         end = Tokenizer.from_str(checkpoint.tokenizer).id_to_token(config.eos_token_id)
         if end is not None:
             settings |= {"bos_token": end, "eos_token": end, "unk_token": end}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / TOKENIZER_CONFIG_FILE, settings)
 
 
-def _weight_files(folder):
+def _read_tensors(folder: Path) -> dict[str, LazyTensor]:
+    """The tensors of all weight files, under canonical names and in the original's orientation."""
+    tensors = {}
+    for file in _weight_files(folder):
+        found = read_torch_file(file) if file.suffix == ".bin" else read_safetensors(file)
+        for name, tensor in found.items():
+            if not _BUFFER.search(name):
+                ours, transposed = from_huggingface_name(name)
+                tensors[ours] = _transpose(tensor) if transposed else tensor
+    return tensors
+
+
+def _shards(tensors: Mapping[str, LazyTensor]) -> list[dict[str, LazyTensor]]:
+    """The tensors under Hugging Face's names and in torch's orientation, divided into shards."""
+    shards: list[dict[str, LazyTensor]] = [{}]
+    for name, tensor in tensors.items():
+        size = sum(other.nbytes for other in shards[-1].values())
+        if shards[-1] and size + tensor.nbytes > _SHARD_BYTES:
+            shards.append({})
+        theirs, transposed = to_huggingface_name(name)
+        shards[-1][theirs] = _transpose(tensor) if transposed else tensor
+    return shards
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights.
+
+    Raises:
+        CheckpointError: The index of a sharded checkpoint cannot be used, or a shard is missing.
+    """
     for single, index_name in ((WEIGHTS_FILE, INDEX_FILE), (BIN_FILE, BIN_INDEX_FILE)):
         if (folder / single).is_file():
             return [folder / single]
@@ -179,72 +220,12 @@ def _weight_files(folder):
     return [folder / name for name in names]
 
 
-def _transpose(tensor):
+def _transpose(tensor: LazyTensor) -> LazyTensor:
     return LazyTensor(tensor.shape[::-1], tensor.dtype, lambda: np.ascontiguousarray(tensor.read().T))
 
 
-def _read_safetensors(file):
-    """The tensors of a safetensors file; the library checks that the file is whole."""
-    with _open(file) as handle:
-        tensors = {}
-        for name in handle.keys():  # noqa: SIM118  (not a dict)
-            view = handle.get_slice(name)
-            dtype = _SAFETENSORS_DTYPES.get(view.get_dtype())
-            tensors[name] = LazyTensor(
-                tuple(view.get_shape()),
-                DTYPES[dtype] if dtype else np.dtype(np.void),
-                lambda name=name: _read(file, name),
-            )
-        return tensors
-
-
-def _read(file, name):
-    # Opened anew for each tensor: an open file stays mapped, and would count as resident memory to its last byte.
-    with _open(file) as handle:
-        try:
-            return handle.get_tensor(name)
-        except Exception as error:
-            raise CheckpointError(f"{file}: {name} cannot be read: {error}") from None
-
-
-def _open(file):
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(file, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a whole safetensors file: {error}") from None
-
-
-def _write_safetensors(checkpoint, names, file, progress):
-    # The library's writer wants all tensors in memory; the format is a length, a JSON header, and the bytes.
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
-    kinds = {name: kind for kind, name in _SAFETENSORS_DTYPES.items()}
-    for name in names:
-        tensor = checkpoint.tensors[name]
-        theirs, transposed = to_huggingface_name(name)
-        dtype = next(key for key, known in DTYPES.items() if known == tensor.dtype)
-        header[theirs] = {
-            "dtype": kinds[dtype],
-            "shape": list(tensor.shape[::-1] if transposed else tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(file, "wb") as out:
-        out.write(struct.pack("<Q", len(text)))
-        out.write(text)
-        for name in names:
-            tensor = checkpoint.read(name)
-            if to_huggingface_name(name)[1]:
-                tensor = np.ascontiguousarray(tensor.T)
-            out.write(memoryview(tensor.reshape(-1).view(np.uint8)))
-            progress(name, tensor.nbytes)
-            del tensor
-
-
-def _common_precision(tensors, stated):
-    if _WTE not in tensors:
+def _precision(tensors: Mapping[str, LazyTensor], stated: str) -> str:
+    """The type of the token embedding; what the config states where that is not known."""
+    if _WTE not in tensors or tensors[_WTE].dtype not in DTYPES.values():
         return stated
-    return next((key for key, known in DTYPES.items() if known == tensors[_WTE].dtype), stated)
+    return dtype_name(tensors[_WTE].dtype)

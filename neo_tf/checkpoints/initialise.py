@@ -1,17 +1,22 @@
-"""Models with random weights: a start for training, a load for tests."""
+"""Models with random weights: a start for training, and a load for tests."""
 
+from functools import partial
 from pathlib import Path
 
-from neo_tf.checkpoints.checkpoint import DTYPES, Checkpoint, LazyTensor
+import numpy as np
+
+from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor
+from neo_tf.checkpoints.dtypes import DTYPES
 from neo_tf.checkpoints.save import save_checkpoint
 from neo_tf.checkpoints.tokenizer_files import find_tokenizer, with_token_ids
 from neo_tf.config import GPTNeoConfig
 from neo_tf.config_values import GPT2_VOCAB_SIZE
 from neo_tf.errors import RequestError
-from neo_tf.variables import initial_value, model_variables
+from neo_tf.progress import Progress
+from neo_tf.variables import Variable, initial_value, model_variables
 
 
-def _released(n_layer, n_head, n_embd):
+def _released(n_layer: int, n_head: int, n_embd: int) -> GPTNeoConfig:
     return GPTNeoConfig(
         n_vocab=GPT2_VOCAB_SIZE,
         n_ctx=2048,
@@ -32,53 +37,65 @@ PRESETS = {
 }
 
 
-def init_checkpoint(size, dst, to="keras", *, seed=0, tokenizer=None, force=False, progress=None):
+def init_checkpoint(
+    size: Path | str,
+    dst: Path | str,
+    to: str = "keras",
+    *,
+    seed: int = 0,
+    tokenizer: Path | str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Checkpoint:
     """Writes a checkpoint with random weights, distributed as the original initialises them.
 
     Args:
-        size, seed, tokenizer: see random_checkpoint.
-        dst, to, force, progress: see convert.
+        size: As in random_checkpoint; seed and tokenizer too.
+        dst: The folder to write; to, force and progress are as in convert.
 
     Returns:
         The Checkpoint that was written.
 
     Raises:
-        RequestError, ConfigError: see random_checkpoint.
-        OutputError: see convert.
+        RequestError, ConfigError: See random_checkpoint.
+        OutputError: See convert.
     """
     checkpoint = random_checkpoint(size, seed=seed, tokenizer=tokenizer)
     save_checkpoint(checkpoint, dst, to, force=force, progress=progress)
     return checkpoint
 
 
-def random_checkpoint(size, *, seed=0, tokenizer=None):
-    """A Checkpoint whose tensors are drawn when they are read.
+def random_checkpoint(size: Path | str, *, seed: int = 0, tokenizer: Path | str | None = None) -> Checkpoint:
+    """Makes a Checkpoint whose tensors are drawn when they are read.
 
     Args:
-        size: a key of PRESETS, or the path of a config in either format.
-        seed: a non-negative integer; the same seed gives the same weights on every machine.
-        tokenizer: see open_checkpoint.
+        size: A key of PRESETS, or the path of a config in either format.
+        seed: An integer that is not negative. The same seed gives the same weights on every machine.
+        tokenizer: As in open_checkpoint.
 
     Raises:
         RequestError: `size` is neither a preset nor a file, or the seed is negative.
-        ConfigError: the config cannot be used.
+        ConfigError: The config cannot be used.
     """
     path = Path(size)
+    folder: Path | None
     if str(size) in PRESETS:
-        config, folder = PRESETS[str(size)], None
+        config = PRESETS[str(size)]
+        folder = None
     elif path.is_file():
-        config, folder = with_token_ids(GPTNeoConfig.from_file(path), path.parent), path.parent
+        config = with_token_ids(GPTNeoConfig.from_file(path), path.parent)
+        folder = path.parent
     else:
         raise RequestError(f"{size}: neither a size ({', '.join(PRESETS)}) nor a config file")
     if seed < 0:
-        raise RequestError(f"seed must not be negative, not {seed}")
+        raise RequestError(f"seed must not be negative, but it is {seed}")
     dtype = DTYPES[config.precision]
     tensors = {
-        name: LazyTensor(
-            variable.shape,
-            dtype,
-            lambda name=name, variable=variable: initial_value(name, variable, seed).astype(dtype, copy=False),
-        )
+        name: LazyTensor(variable.shape, dtype, partial(_draw, name, variable, seed, dtype))
         for name, variable in model_variables(config).items()
     }
     return Checkpoint(path, "random", config, tensors, find_tokenizer(folder, config.n_vocab, tokenizer))
+
+
+def _draw(name: str, variable: Variable, seed: int, dtype: np.dtype) -> np.ndarray:
+    return initial_value(name, variable, seed).astype(dtype, copy=False)

@@ -1,26 +1,30 @@
-"""The original's checkpoints: what mesh_tensorflow's saver wrote, `model.ckpt-N.index` and its data shards."""
+"""The original's checkpoints: `model.ckpt-N.index` and its data shards, as mesh_tensorflow's saver writes them."""
 
-import json
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from neo_tf.checkpoints.checkpoint import DTYPES, Checkpoint, LazyTensor
+from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor
+from neo_tf.checkpoints.dtypes import DTYPES, dtype_name
 from neo_tf.checkpoints.tokenizer_files import find_tokenizer, read_dataset_config, with_token_ids
-from neo_tf.config import GPTNeoConfig, read_json
+from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError, ConfigError, first_line
+from neo_tf.file_names import CONFIG_FILE, TOKENIZER_FILE
+from neo_tf.json_files import read_json, write_json
 from neo_tf.keras_backend import import_tensorflow
+from neo_tf.progress import Progress
 
-CONFIG_FILE = "config.json"
 GLOBAL_STEP = "global_step"
-# Adam writes `<variable>/adam_m`, Adafactor `<variable>_slot_v`: no variable of the model ends so.
+# Adam writes `<variable>/adam_m`, Adafactor `<variable>_slot_v`: no variable of the model has such an ending.
 _SLOT = re.compile(r"(/adam_[mv]|_slot_(v|vr|vc|m))$")
 _SHARD_BYTES = 256_000_000
-_READ_ERRORS = (ValueError, RuntimeError, IndexError)  # as tf.train's reader translates its own
+_READ_ERRORS = (ValueError, RuntimeError, IndexError)  # what tf.train's reader raises
 
-# What the original's own configs say of everything that is not the model: enough for its main.py to start.
-_TRAINING_DEFAULTS = {
+# The training keys of the original's own configs. With them the original's main.py starts on a folder written here.
+_TRAINING_DEFAULTS: dict[str, Any] = {
     "lr": 0.0002,
     "lr_decay": "cosine",
     "warmup_steps": 3000,
@@ -47,10 +51,15 @@ _TRAINING_DEFAULTS = {
 }
 
 
-def find_prefix(path):
-    """The `…/model.ckpt-N` prefix that a path means, or None: the prefix itself, its .index, or a folder.
+def find_prefix(path: Path | str) -> Path | None:
+    """Finds the `…/model.ckpt-N` prefix of a checkpoint.
 
-    In a folder the file `checkpoint` decides, else the highest step.
+    Args:
+        path: The prefix itself, its .index file, or a folder. In a folder the file `checkpoint` names the prefix;
+            without that file it is the one with the highest step.
+
+    Returns:
+        The prefix, or None where the path leads to no such checkpoint.
     """
     path = Path(str(path).removesuffix(".index"))
     if Path(f"{path}.index").is_file():
@@ -60,25 +69,31 @@ def find_prefix(path):
     state = path / "checkpoint"
     if state.is_file():
         found = re.search(r'^model_checkpoint_path:\s*"(.+)"', state.read_text(errors="replace"), re.MULTILINE)
-        # The path may be that of the machine that trained the model: its last part counts.
+        # The path may be that of the machine that trained the model: only its last part counts.
         if found and (path / (Path(found[1]).name + ".index")).is_file():
             return path / Path(found[1]).name
     indices = [(_step(found.stem), found) for found in path.glob("*.index")]
     return max(indices)[1].with_suffix("") if indices else None
 
 
-def read_mesh_tf(path, tokenizer=None, config=None, moe_policy=None):
-    """Opens an original checkpoint: its folder, or its prefix. Optimizer slots and global_step are left out.
+def read_mesh_tf(
+    path: Path | str,
+    tokenizer: Path | str | None = None,
+    config: Path | str | None = None,
+    moe_policy: str | None = None,
+) -> Checkpoint:
+    """Opens a checkpoint of the original code. Optimizer slots and global_step are not among its tensors.
 
     Args:
-        path: a folder or a `model.ckpt-N` prefix.
-        tokenizer: see find_tokenizer.
-        config: path of the original's JSON config, where it is not beside the weights.
-        moe_policy: see open_checkpoint.
+        path: A folder, or a `model.ckpt-N` prefix.
+        tokenizer: As in find_tokenizer.
+        config: The path of the original's JSON config, where it is not beside the weights.
+        moe_policy: As in open_checkpoint.
 
     Raises:
-        CheckpointError: shards that are missing or damaged, variables that do not fit.
-        ConfigError: the config is missing or does not fit the weights.
+        CheckpointError: A shard is missing or damaged, or the variables do not fit the config.
+        ConfigError: The config is missing or does not fit the weights.
+        MissingExtraError: TensorFlow is not installed.
     """
     prefix = find_prefix(path)
     if prefix is None:
@@ -87,102 +102,142 @@ def read_mesh_tf(path, tokenizer=None, config=None, moe_policy=None):
     folder = prefix.parent
     # The dataset config lies beside the weights, or beside a config that lies elsewhere.
     home = Path(config).parent if config is not None and not read_dataset_config(folder) else folder
-    config = with_token_ids(GPTNeoConfig.from_file(config or _find_config(folder), moe_policy), home)
+    params = with_token_ids(GPTNeoConfig.from_file(config or _find_config(folder), moe_policy), home)
 
     reader = _open(prefix)
-    shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-    tensors, others = {}, []
+    shapes = reader.get_variable_to_shape_map()
+    dtypes = reader.get_variable_to_dtype_map()
+    tensors = {}
+    others = []
     for name in sorted(shapes):
         if name == GLOBAL_STEP or _SLOT.search(name):
             others.append(name)
         else:
             dtype = np.dtype(dtypes[name].as_numpy_dtype)
-            tensors[name] = LazyTensor(tuple(shapes[name]), dtype, lambda name=name: _read(reader, prefix, name))
+            tensors[name] = LazyTensor(tuple(shapes[name]), dtype, partial(_read, reader, prefix, name))
 
-    def verify():
+    def verify() -> None:
         for name in others:
             _read(reader, prefix, name)
 
     if GLOBAL_STEP in shapes:
         step = int(_read(reader, prefix, GLOBAL_STEP))
-        config = config.replace(training=config.training | {GLOBAL_STEP: step})
-    text = find_tokenizer(home, config.n_vocab, tokenizer, config.training.get("datasets"))
-    return Checkpoint(prefix, "mesh-tf", config, tensors, text, verify)
+        params = params.replace(training=params.training | {GLOBAL_STEP: step})
+    text = find_tokenizer(home, params.n_vocab, tokenizer, params.training.get("datasets"))
+    return Checkpoint(prefix, "mesh-tf", params, tensors, text, verify)
 
 
-def write_mesh_tf(checkpoint, folder, progress):
+def write_mesh_tf(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
     """Writes a folder that the original code restores: the checkpoint, its config and its dataset config.
 
-    Shards are written one after the other and merged by name, so only one is in memory. The original has one type for
-    all variables, bfloat16 or float32: float16 and mixed ones are widened to float32.
+    The original has one type for all variables, bfloat16 or float32. float16 and mixed types are widened to float32.
 
     Args:
-        checkpoint: a Checkpoint.
-        folder: an existing Path.
-        progress: called as progress(name, bytes) after each tensor.
+        checkpoint: The checkpoint.
+        folder: The folder that the files go into.
+        progress: Called as progress(bytes, name) after each tensor.
+
+    Raises:
+        ConfigError: The original has no key for an option that the model uses.
+        MissingExtraError: TensorFlow is not installed.
+        OSError: A file cannot be written.
     """
     tf = import_tensorflow()
-    _write_configs(checkpoint, folder)  # first: it refuses what the original has no key for
+    _write_configs(checkpoint, folder)  # first, because it refuses what the original has no key for
     dtype = _master_dtype(checkpoint)
     step = int(checkpoint.config.training.get(GLOBAL_STEP, 0))
-    target = str(folder / f"model.ckpt-{step}")
-    shards, names, values, size = [], [GLOBAL_STEP], [tf.constant(step, tf.int64)], 0
-
-    def flush():
-        nonlocal names, values, size
-        if names:
-            shard = str(folder / f"shard-{len(shards)}")
-            tf.raw_ops.SaveV2(prefix=shard, tensor_names=names, shape_and_slices=[""] * len(names), tensors=values)
-            shards.append(shard)
-        names, values, size = [], [], 0
-
+    prefix = folder / f"model.ckpt-{step}"
+    shards = _ShardWriter(prefix, step)
     try:
         for name, tensor in checkpoint.tensors.items():
-            if size and size + tensor.nbytes > _SHARD_BYTES:
-                flush()
-            value = tensor.read().astype(dtype, copy=False)
-            names.append(name)
-            values.append(tf.constant(value))
-            size += value.nbytes
-            progress(name, tensor.nbytes)
-            del value
-        flush()
-        tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=shards, destination_prefix=target, delete_old_dirs=False)
+            shards.make_room(tensor.nbytes)
+            shards.add(name, tensor.read().astype(dtype, copy=False))
+            progress(tensor.nbytes, name)
+        shards.finish()
     except tf.errors.OpError as error:
-        raise OSError(0, _reason(error), target) from None
+        raise OSError(0, _reason(error), str(prefix)) from None
     (folder / "checkpoint").write_text(
-        f'model_checkpoint_path: "model.ckpt-{step}"\nall_model_checkpoint_paths: "model.ckpt-{step}"\n'
+        f'model_checkpoint_path: "{prefix.name}"\nall_model_checkpoint_paths: "{prefix.name}"\n'
     )
 
 
-def _master_dtype(checkpoint):
-    """The one type of all variables in the original: bfloat16 where all are, else float32, which holds any of them."""
+class _ShardWriter:
+    """Writes variables in shards, so that only one shard is in memory, and merges the shards by name at the end.
+
+    Args:
+        prefix: The `model.ckpt-N` prefix of the merged checkpoint.
+        step: The value of global_step, which goes into the first shard.
+    """
+
+    def __init__(self, prefix: Path, step: int) -> None:
+        self._tf = import_tensorflow()
+        self._prefix = prefix
+        self._written: list[str] = []
+        self._values: dict[str, Any] = {GLOBAL_STEP: self._tf.constant(step, self._tf.int64)}
+        self._size = 0  # bytes of the model's variables that are in memory
+
+    def make_room(self, nbytes: int) -> None:
+        """Writes a shard where `nbytes` more bytes would make it too large."""
+        if self._size and self._size + nbytes > _SHARD_BYTES:
+            self._write_shard()
+
+    def add(self, name: str, value: np.ndarray) -> None:
+        """Adds a variable to the current shard."""
+        self._values[name] = self._tf.constant(value)
+        self._size += value.nbytes
+
+    def finish(self) -> None:
+        """Writes the last shard and merges all."""
+        self._write_shard()
+        self._tf.raw_ops.MergeV2Checkpoints(
+            checkpoint_prefixes=self._written, destination_prefix=str(self._prefix), delete_old_dirs=False
+        )
+
+    def _write_shard(self) -> None:
+        shard = str(self._prefix.parent / f"shard-{len(self._written)}")
+        names = list(self._values)
+        self._tf.raw_ops.SaveV2(
+            prefix=shard, tensor_names=names, shape_and_slices=[""] * len(names), tensors=list(self._values.values())
+        )
+        self._written.append(shard)
+        self._values.clear()
+        self._size = 0
+
+
+def _master_dtype(checkpoint: Checkpoint) -> np.dtype:
+    """The one type of all variables in the original: bfloat16 where all have it, else float32, which holds any type."""
     dtypes = {tensor.dtype for tensor in checkpoint.tensors.values()}
     return DTYPES["bfloat16"] if dtypes == {DTYPES["bfloat16"]} else DTYPES["float32"]
 
 
-def _write_configs(checkpoint, folder):
+def _write_configs(checkpoint: Checkpoint, folder: Path) -> None:
     config = checkpoint.config
     params = config.to_original()
-    params["precision"] = "bfloat16" if _master_dtype(checkpoint) == DTYPES["bfloat16"] else "float32"
-    # The original has no names for these: eos and padding belong to its dataset config.
-    eos, padding = params.pop("eos_token_id", None), params.pop("pad_token_id", None)
+    params["precision"] = dtype_name(_master_dtype(checkpoint))
+    # The original has no names for these: its dataset config holds the end-of-text id and the padding id.
+    eos = params.pop("eos_token_id", None)
+    padding = params.pop("pad_token_id", None)
     params.pop(GLOBAL_STEP, None)
     for key in ("n_inner", "layer_norm_epsilon", "untied_lm_head"):
         if key in params:
             raise ConfigError(f"the original has no key for {key} = {params[key]}: it cannot hold this model")
-    (folder / CONFIG_FILE).write_text(json.dumps(_TRAINING_DEFAULTS | params, indent=2) + "\n")
+    write_json(folder / CONFIG_FILE, _TRAINING_DEFAULTS | params)
     dataset = {"n_vocab": config.n_vocab, "path": "", "eval_path": ""}
     if checkpoint.tokenizer is not None:
-        (folder / "tokenizer.json").write_text(checkpoint.tokenizer, encoding="utf-8")
-        dataset["tokenizer_path"] = "tokenizer.json"
+        (folder / TOKENIZER_FILE).write_text(checkpoint.tokenizer, encoding="utf-8")
+        dataset["tokenizer_path"] = TOKENIZER_FILE
     if eos is not None:
-        dataset |= {"eos_id": eos, "padding_id": config.n_vocab if padding is None else padding}
-        (folder / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n")
+        dataset["eos_id"] = eos
+        dataset["padding_id"] = config.n_vocab if padding is None else padding
+        write_json(folder / "dataset.json", dataset)
 
 
-def _find_config(folder):
-    """config.json, or the only JSON in the folder that looks like a model's config."""
+def _find_config(folder: Path) -> Path:
+    """config.json, or the only JSON file in the folder that looks like a model's config.
+
+    Raises:
+        ConfigError: The folder holds no such file, or several.
+    """
     if (folder / CONFIG_FILE).is_file():
         return folder / CONFIG_FILE
     found = []
@@ -195,18 +250,20 @@ def _find_config(folder):
             found.append(path)
     if len(found) == 1:
         return found[0]
-    names = ", ".join(path.name for path in found)
-    what = f"several configs ({names}): name one with --config" if found else "no config.json beside the weights"
-    raise ConfigError(f"{folder}: {what}")
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise ConfigError(f"{folder}: several configs ({names}): name one with --config")
+    raise ConfigError(f"{folder}: no config.json beside the weights")
 
 
-def _check_shards(prefix):
+def _check_shards(prefix: Path) -> None:
+    """Raises a CheckpointError where data shards are missing."""
     pattern = re.compile(re.escape(prefix.name) + r"\.data-\d{5}-of-(\d{5})")
     counts = {int(found[1]) for file in prefix.parent.iterdir() if (found := pattern.fullmatch(file.name))}
-    if len(counts) != 1:
-        raise CheckpointError(
-            f"{prefix}: {'shards of different counts' if counts else 'no data shards'} beside the index"
-        )
+    if not counts:
+        raise CheckpointError(f"{prefix}: no data shards beside the index")
+    if len(counts) > 1:
+        raise CheckpointError(f"{prefix}: shards of different counts beside the index")
     count = counts.pop()
     for number in range(count):
         shard = f"{prefix.name}.data-{number:05d}-of-{count:05d}"
@@ -214,7 +271,7 @@ def _check_shards(prefix):
             raise CheckpointError(f"{prefix.parent}: shard {shard} is missing")
 
 
-def _open(prefix):
+def _open(prefix: Path) -> Any:
     tf = import_tensorflow()
     try:
         return tf.train.load_checkpoint(str(prefix))
@@ -222,7 +279,7 @@ def _open(prefix):
         raise CheckpointError(f"{prefix}.index: cannot be read: {_reason(error)}") from None
 
 
-def _read(reader, prefix, name):
+def _read(reader: Any, prefix: Path, name: str) -> np.ndarray:
     tf = import_tensorflow()
     try:
         return reader.get_tensor(name)
@@ -230,12 +287,13 @@ def _read(reader, prefix, name):
         raise CheckpointError(f"{prefix}: {name} cannot be read, the shard is damaged: {_reason(error)}") from None
 
 
-def _reason(error):
-    # TensorFlow wraps its message: {{function_node …}} … [Op:SaveV2] name:
+def _reason(error: Exception) -> str:
+    """TensorFlow's message without what it wraps it in: {{function_node …}} … [Op:SaveV2] name:"""
     text = re.sub(r"\{\{.*?\}\}|\[Op:\w+\].*", "", str(getattr(error, "message", None) or error))
     return first_line(text if text.strip() else error)
 
 
-def _step(name):
+def _step(name: str) -> int:
+    """The step in a name such as model.ckpt-1000, or -1."""
     found = re.search(r"-(\d+)$", name)
     return int(found[1]) if found else -1

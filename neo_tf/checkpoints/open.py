@@ -1,7 +1,9 @@
 """Opening a checkpoint in whatever format it has."""
 
 from pathlib import Path
+from typing import TypedDict
 
+from neo_tf.checkpoints.checkpoint import Checkpoint
 from neo_tf.checkpoints.huggingface import is_huggingface, read_huggingface
 from neo_tf.checkpoints.keras_weights import is_keras, read_keras
 from neo_tf.checkpoints.mesh_tf import find_prefix, read_mesh_tf
@@ -9,22 +11,38 @@ from neo_tf.errors import CheckpointError
 from neo_tf.hub import download, is_hub_id
 
 
-def open_checkpoint(path, tokenizer=None, config=None, revision=None, moe_policy=None):
-    """Opens a checkpoint; tensors are read when they are asked for.
+class OpenOptions(TypedDict, total=False):
+    """The optional arguments of open_checkpoint, for functions that pass them on."""
+
+    tokenizer: Path | str | None
+    config: Path | str | None
+    revision: str | None
+    moe_policy: str | None
+
+
+def open_checkpoint(
+    path: Path | str,
+    tokenizer: Path | str | None = None,
+    config: Path | str | None = None,
+    revision: str | None = None,
+    moe_policy: str | None = None,
+) -> Checkpoint:
+    """Opens a checkpoint. Its tensors are read later, one at a time.
 
     Args:
-        path: a folder of any format, the original's `model.ckpt-N` prefix, or a hub id.
-        tokenizer: a tokenizer.json, or a folder that holds one; else see find_tokenizer.
-        config: the JSON config, where it does not lie beside the weights.
-        revision: of a hub id.
-        moe_policy: replaces a mixture of experts' moe_second_policy_eval, whose default is random.
+        path: A folder of any format, the original's `model.ckpt-N` prefix, or a hub id.
+        tokenizer: A tokenizer.json, or a folder that holds one. By default find_tokenizer looks for it.
+        config: The JSON config, where it does not lie beside the weights.
+        revision: The branch, tag or commit of a hub id.
+        moe_policy: Replaces moe_second_policy_eval of a mixture of experts, whose default is random.
 
     Returns:
         A Checkpoint whose tensors fit its config.
 
     Raises:
-        CheckpointError: nothing there, no checkpoint, or a damaged one.
-        ConfigError: the config is missing, unsupported, or contradicts the weights.
+        CheckpointError: Nothing lies there, or it is not a checkpoint, or a damaged one.
+        ConfigError: The config is missing, unsupported, or contradicts the weights.
+        MissingExtraError: The format needs the extra `tensorflow`, which is not installed.
     """
     if is_hub_id(path) and find_prefix(path) is None:
         path = download(path, revision)

@@ -1,34 +1,69 @@
-"""From any format to any format."""
+"""Converting a checkpoint from any format to any other."""
+
+from pathlib import Path
+from typing import Protocol, Unpack
 
 from neo_tf.atomic import new_folder
+from neo_tf.checkpoints.checkpoint import Checkpoint
 from neo_tf.checkpoints.huggingface import write_huggingface
 from neo_tf.checkpoints.keras_weights import write_keras
 from neo_tf.checkpoints.mesh_tf import write_mesh_tf
-from neo_tf.checkpoints.open import open_checkpoint
+from neo_tf.checkpoints.open import OpenOptions, open_checkpoint
 from neo_tf.errors import RequestError
+from neo_tf.progress import Progress, no_progress
 
-WRITERS = {"keras": write_keras, "huggingface": write_huggingface, "mesh-tf": write_mesh_tf}
+
+class Writer(Protocol):
+    """A function that writes a checkpoint in one format."""
+
+    def __call__(self, checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
+        """Writes the checkpoint's files.
+
+        Args:
+            checkpoint: The checkpoint.
+            folder: The folder that the files go into. It exists and is empty.
+            progress: Called as progress(bytes, name) after each tensor. The bytes add up to checkpoint.nbytes.
+
+        Raises:
+            ConfigError: The format cannot express the model.
+            OSError: A file cannot be written.
+        """
 
 
-def convert(src, dst, to="keras", *, n_vocab=None, force=False, progress=None, **opening):
-    """Converts a checkpoint, tensor by tensor; each is equal bit for bit where both formats have its precision.
+WRITERS: dict[str, Writer] = {"keras": write_keras, "huggingface": write_huggingface, "mesh-tf": write_mesh_tf}
+
+
+def convert(
+    src: Path | str,
+    dst: Path | str,
+    to: str = "keras",
+    *,
+    n_vocab: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    **opening: Unpack[OpenOptions],
+) -> Checkpoint:
+    """Converts a checkpoint, tensor by tensor. A tensor keeps its bits where the new format has its type.
 
     Args:
-        src: see open_checkpoint.
-        dst: the folder to write; appears whole or not at all.
-        to: "keras", "huggingface" or "mesh-tf".
-        n_vocab: trims a padded vocabulary to so many rows.
-        force: replaces dst where it exists.
-        progress: called as progress(name, bytes) after each tensor.
-        opening: tokenizer, config, revision, moe_policy: see open_checkpoint.
+        src: What open_checkpoint opens.
+        dst: The folder to write. It appears whole or not at all.
+        to: The format: "keras", "huggingface" or "mesh-tf".
+        n_vocab: The number of rows that a padded vocabulary is trimmed to. By default it is not trimmed.
+        force: Whether dst is replaced where it exists.
+        progress: Called as progress(bytes, name) after each tensor. The bytes add up to those of the checkpoint.
+        **opening: tokenizer, config, revision and moe_policy, as in open_checkpoint.
 
     Returns:
         The source as a Checkpoint.
 
     Raises:
-        CheckpointError, ConfigError: see open_checkpoint.
-        OutputError: dst exists and is not empty, or cannot be written.
-        RequestError: an unknown format.
+        CheckpointError, ConfigError: See open_checkpoint and Checkpoint.with_vocab.
+        OutputError: dst exists and is not empty, or it cannot be written.
+        RequestError: The format is unknown.
+
+    Example:
+        neo_tf.convert("the_original/model.ckpt-362000", "models/keras")
     """
     check_format(to)
     checkpoint = open_checkpoint(src, **opening)
@@ -38,15 +73,22 @@ def convert(src, dst, to="keras", *, n_vocab=None, force=False, progress=None, *
     return checkpoint
 
 
-def save_checkpoint(checkpoint, dst, to, *, force=False, progress=None):
-    """Writes a Checkpoint as a folder of the format `to`; see convert."""
+def save_checkpoint(
+    checkpoint: Checkpoint,
+    dst: Path | str,
+    to: str,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Writes a Checkpoint as a folder of the format `to`. For the arguments and errors see convert."""
     check_format(to)
     with new_folder(dst, force=force, needs=checkpoint.nbytes, source=checkpoint.path) as folder:
         checkpoint.verify()
-        WRITERS[to](checkpoint, folder, progress or (lambda name, size: None))
+        WRITERS[to](checkpoint, folder, progress or no_progress)
 
 
-def check_format(name):
-    """Raises RequestError where `name` is no format that can be written."""
+def check_format(name: str) -> None:
+    """Raises a RequestError where a checkpoint cannot be written in the format `name`."""
     if name not in WRITERS:
         raise RequestError(f"unknown format {name!r} (known: {', '.join(WRITERS)})")

@@ -1,4 +1,4 @@
-"""Reading pytorch_model.bin without PyTorch: a restricted unpickler that can build nothing but tensors.
+"""Reading pytorch_model.bin without PyTorch, with a restricted unpickler that can build nothing but tensors.
 
 The format is torch.save's: a zip file of one pickle, whose tensors refer to storages, and a file for each storage.
 """
@@ -6,12 +6,14 @@ The format is torch.save's: a zip file of one pickle, whose tensors refer to sto
 import pickle
 import zipfile
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from neo_tf.checkpoints.checkpoint import DTYPES, LazyTensor
+from neo_tf.checkpoints.checkpoint import LazyTensor
+from neo_tf.checkpoints.dtypes import DTYPES
 from neo_tf.errors import CheckpointError
 
 _STORAGES = {
@@ -28,7 +30,7 @@ _STORAGES = {
 }
 
 
-# Tuples: a pickle can change the attributes of most objects that it builds, but not of these.
+# These are tuples because a pickle can change the attributes of most objects that it builds, but not those of a tuple.
 class _StorageType(NamedTuple):
     dtype: np.dtype
 
@@ -41,21 +43,24 @@ class _Storage(NamedTuple):
 class _Tensor(NamedTuple):
     storage: _Storage
     offset: int
-    shape: tuple
-    strides: tuple
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
 class _Builder:
-    """What a pickle calls to make a tensor; it has no attributes that a pickle could set."""
+    """A function that a pickle calls to make a tensor. It has no attributes that a pickle could set."""
 
     __slots__ = ()
     __setstate__ = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        raise NotImplementedError
 
 
 class _RebuildTensor(_Builder):
     __slots__ = ()
 
-    def __call__(self, storage, offset, shape, strides, *_):
+    def __call__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
         numbers = (offset, *shape, *strides)
         if not isinstance(storage, _Storage) or len(shape) != len(strides):
             raise ValueError("a tensor without a storage, or with strides for other dimensions")
@@ -69,18 +74,34 @@ class _RebuildTensor(_Builder):
 class _RebuildParameter(_Builder):
     __slots__ = ()
 
-    def __call__(self, tensor, *_):
+    def __call__(self, tensor: Any, *_: Any) -> Any:
         return tensor
 
 
-def read_torch_file(path):
-    """The tensors of a torch.save file, {name: LazyTensor}; each is read, and its checksum compared, when asked for.
+def read_torch_file(path: Path | str) -> dict[str, LazyTensor]:
+    """The tensors of a torch.save file, by name. When one is read, its checksum is compared.
 
     Raises:
-        CheckpointError: the file is damaged, is in torch's format from before 2020, holds anything but tensors under
-            names, or its pickle asks for a global that is no part of a tensor; the global is named and not called.
+        CheckpointError: The file is damaged, has torch's format from before 2020, or holds something else than tensors
+            under names. Or its pickle asks for a global that is not a part of a tensor; the message names the global,
+            which is not called.
     """
     path = Path(path)
+    values, root = _load(path)
+    if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
+        values = values["state_dict"]
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: holds a {type(values).__name__}, not tensors under names")
+    tensors = {}
+    for name, tensor in values.items():
+        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
+            raise CheckpointError(f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor")
+        tensors[name] = LazyTensor(tensor.shape, tensor.storage.dtype, partial(_read, path, root, tensor, name))
+    return tensors
+
+
+def _load(path: Path) -> tuple[Any, str]:
+    """The value that the pickle builds, and the folder inside the zip file that holds the pickle and the storages."""
     try:
         with zipfile.ZipFile(path) as archive:
             pickled = [name for name in archive.namelist() if name.endswith("data.pkl")]
@@ -91,31 +112,23 @@ def read_torch_file(path):
                 values = _Unpickler(file, path).load()
             if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
                 raise CheckpointError(f"{path}: big-endian files are not supported")
+            return values, root
+    except CheckpointError:
+        raise
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
         raise CheckpointError(f"{path}: {_what_is_wrong(path, error)}") from None
     except Exception as error:  # whatever a damaged or malicious pickle makes the unpickler raise
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path}: its pickle is damaged: {error}") from None
-    if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
-        values = values["state_dict"]
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds a {type(values).__name__}, not tensors under names")
-    tensors = {}
-    for name, tensor in values.items():
-        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
-            raise CheckpointError(f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor")
-        read = lambda tensor=tensor, name=name: _read(path, root, tensor, name)  # noqa: E731
-        tensors[name] = LazyTensor(tensor.shape, tensor.storage.dtype, read)
-    return tensors
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, path):
+    """An unpickler that refuses every global which is not a part of a tensor."""
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
         super().__init__(file)
         self._path = path
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch._utils" and name in _BUILDERS:
@@ -126,18 +139,21 @@ class _Unpickler(pickle.Unpickler):
             f"{self._path}: its pickle asks for {module}.{name}, which is no part of a tensor: refused"
         )
 
-    def persistent_load(self, identifier):
+    def persistent_load(self, identifier: Any) -> _Storage:
         kind, storage_type, key, *_ = identifier
         if kind != "storage" or not isinstance(storage_type, _StorageType) or not isinstance(key, str):
             raise CheckpointError(f"{self._path}: its pickle refers to {kind!r}, not to a storage")
         return _Storage(storage_type.dtype, key)
 
 
-_BUILDERS = {"_rebuild_tensor_v2": _RebuildTensor(), "_rebuild_tensor": _RebuildTensor()}
-_BUILDERS["_rebuild_parameter"] = _RebuildParameter()
+_BUILDERS: dict[str, _Builder] = {
+    "_rebuild_tensor_v2": _RebuildTensor(),
+    "_rebuild_tensor": _RebuildTensor(),
+    "_rebuild_parameter": _RebuildParameter(),
+}
 
 
-def _read(path, root, tensor, name):
+def _read(path: Path, root: str, tensor: _Tensor, name: str) -> np.ndarray:
     try:
         with zipfile.ZipFile(path) as archive:
             stored = archive.read(f"{root}data/{tensor.storage.key}")  # compares the checksum
@@ -152,7 +168,7 @@ def _read(path, root, tensor, name):
     return np.array(view)
 
 
-def _what_is_wrong(path, error):
+def _what_is_wrong(path: Path, error: Exception) -> str:
     if not path.is_file():
         return "no such file"
     with open(path, "rb") as file:

@@ -11,6 +11,7 @@ from neo_tf.cli.benchmark import benchmark
 from neo_tf.cli.convert import convert
 from neo_tf.cli.export import export
 from neo_tf.cli.generate import generate
+from neo_tf.cli.help import HelpfulCommand
 from neo_tf.cli.info import info
 from neo_tf.cli.init import init
 from neo_tf.cli.verify import verify
@@ -24,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (convert, export, verify, generate, benchmark, init, info):
-    app.command()(_command)
+    app.command(cls=HelpfulCommand)(_command)
 
 
 @app.callback(invoke_without_command=True)

@@ -61,8 +61,6 @@ def _progress_bar(
         task = bar.add_task(title, total=total, completed=done, what="")
 
         def move(amount: float, what: str = "") -> None:
-            if isinstance(amount, str):  # a writer that does not follow neo_tf/progress.py yet
-                amount, what = float(what), amount
             bar.update(task, advance=amount, what=what)
 
         yield move

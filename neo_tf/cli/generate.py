@@ -3,32 +3,39 @@
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from neo_tf.cli.console import console, export_progress, token_progress
-from neo_tf.cli.generation_options import RESULTS, read_options, takes_options
+from neo_tf.cli.generation_options import read_options, takes_options
 from neo_tf.cli.shared_options import ChosenPrecision, Device, Model, MoePolicy, Revision, Threads, TokenizerPath
 from neo_tf.errors import OutputError, RequestError
+from neo_tf.runtime.argument_table import ARGUMENTS, Panel
 from neo_tf.sizes import bytes_of
+
+if TYPE_CHECKING:
+    from neo_tf.runtime.arguments import GenerateArguments
+    from neo_tf.runtime.jobs.prompts import JobLines
+    from neo_tf.runtime.jobs.results import JobFile, JobStream
+    from neo_tf.runtime.pipeline import TextGenerationPipeline
 
 BATCH_SIZE = 8
 _JOBS = "Many prompts"
-# What cannot be shown while one text is written.
-_MORE_THAN_TEXT = ("num_return_sequences", "num_beams", "return_tensors", "logprobs", "prompt_logprobs")
 
 
 class InputFormat(StrEnum):
-    """What a file of prompts holds."""
+    """What the lines of an input file hold."""
 
     jsonl = "jsonl"
     txt = "txt"
 
 
-def _option(words, *names, panel=_JOBS, **more):
+def _option(words: str, *names: str, panel: str = _JOBS, **more: Any) -> Any:
     return typer.Option(*names, help=words, rich_help_panel=panel, **more)
 
 
@@ -37,30 +44,65 @@ def generate(
     model: Model,
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROMPT", help="Texts to continue; else standard input is one."),
-    ] = None,
-    input_file: Annotated[
-        Path | None,
-        _option('A file of prompts, - for standard input: lines as {"prompt": "a text", "top_k": 5}.', "--input"),
-    ] = None,
-    input_format: Annotated[
-        InputFormat | None, _option("jsonl, or txt for a prompt a line; by default as the file's name ends.")
-    ] = None,
-    output: Annotated[Path | None, _option("Write a line of JSON for each prompt there, in their order.")] = None,
-    resume: Annotated[bool, _option("Go on with a job that was killed.", "--resume")] = False,
-    force: Annotated[bool, _option("Replace the output, and begin again.", "--force")] = False,
-    skip_errors: Annotated[
-        bool, _option("Write an error for a prompt that cannot be served, and go on.", "--skip-errors")
-    ] = False,
-    batch_size: Annotated[int, _option("Prompts that run together.", min=1)] = BATCH_SIZE,
-    cache_memory: Annotated[
-        str | None, _option("Memory for the caches of running texts, as 2GB; most of what is free by default.")
+        typer.Argument(metavar="PROMPT", help="Texts to continue. Without any, standard input is read as one prompt."),
     ] = None,
     as_json: Annotated[
-        bool, _option("One prompt too as a line of JSON, with all that is known of it.", "--json", panel=RESULTS)
+        bool,
+        _option("Return a line of JSON, for a single prompt too.", "--json", panel=Panel.RESULTS, metavar=""),
     ] = False,
+    input_file: Annotated[
+        Path | None,
+        _option(
+            "Read prompts from this file, or with - from standard input: lines of JSON such as "
+            '{"prompt": "a text", "top_k": 5}.',
+            "--input",
+            metavar="FILE",
+        ),
+    ] = None,
+    input_format: Annotated[
+        InputFormat | None,
+        _option(
+            "Whether the lines of the input are JSON (jsonl) or the prompts themselves (txt). Without it a file whose "
+            "name ends in .txt is txt, and any other is jsonl."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        _option(
+            "Write a line of JSON for each prompt to this file, in the order of the prompts. Without it, or with -, "
+            "the lines go to standard output.",
+            metavar="FILE",
+        ),
+    ] = None,
+    resume: Annotated[bool, _option("Continue a job that was interrupted.", "--resume", metavar="")] = False,
+    force: Annotated[bool, _option("Replace the output file, and begin again.", "--force", metavar="")] = False,
+    skip_errors: Annotated[
+        bool,
+        _option(
+            "For a prompt that cannot be served, write an error as its result and continue. Without it the job ends "
+            "there.",
+            "--skip-errors",
+            metavar="",
+        ),
+    ] = False,
+    batch_size: Annotated[
+        int, _option("Decode this number of sequences at the same time.", min=1, metavar="N")
+    ] = BATCH_SIZE,
+    cache_memory: Annotated[
+        str | None,
+        _option(
+            "Use at most this memory for the KV caches of running sequences, such as 2GB. Without it most of the free "
+            "memory is used.",
+            metavar="SIZE",
+        ),
+    ] = None,
     prefix_cache_memory: Annotated[
-        str | None, _option("Memory for common beginnings of prompts, which are computed once; 0 for none.")
+        str | None,
+        _option(
+            "Use at most this memory to keep the KV caches of beginnings that prompts have in common, such as 500MB; 0 "
+            "keeps none. Without it the memory of one whole context is used.",
+            metavar="SIZE",
+        ),
     ] = None,
     device: Device = None,
     precision: ChosenPrecision = None,
@@ -68,78 +110,185 @@ def generate(
     tokenizer: TokenizerPath = None,
     revision: Revision = None,
     moe_policy: MoePolicy = None,
-    **arguments,
-):
-    """Continue a text, and show it as it is written; or many, as lines of JSON."""
-    from neo_tf.model_cache import fingerprint, resolve_model
+    **arguments: Any,
+) -> None:
+    """Continue texts. A single text is shown while it is written; several become lines of JSON."""
     from neo_tf.runtime.arguments import GenerateArguments
-    from neo_tf.runtime.jobs.job import Job
-    from neo_tf.runtime.jobs.results import JobFile, JobStream
-    from neo_tf.runtime.pipeline import TextGenerationPipeline
 
-    arguments = read_options(arguments)
-    GenerateArguments.parse(arguments)  # what is wrong is said before a model is exported or loaded
-    memory = {"cache_bytes": cache_memory and bytes_of("cache_memory", cache_memory)}
-    memory["prefix_cache_bytes"] = prefix_cache_memory and bytes_of("prefix_cache_memory", prefix_cache_memory)
-    if prompts and input_file:
-        raise RequestError("PROMPT and --input are both given: one source is enough")
-    to_file = output and str(output) != "-"
-    _check_output(output if to_file else None, input_file, resume, force)
-    if resume and output.is_file() and not JobFile.partial_of(output).exists():
+    given = read_options(arguments)
+    options = GenerateArguments.parse(given)  # what is wrong is said before a model is exported or loaded
+    loader = _Loader(
+        model,
+        tokenizer,
+        revision,
+        moe_policy,
+        precision and precision.value,
+        device,
+        threads,
+        cache_bytes=_bytes("cache_memory", cache_memory),
+        prefix_cache_bytes=_bytes("prefix_cache_memory", prefix_cache_memory),
+    )
+    files = _Files(prompts, input_file, input_format, output, resume, force)
+    files.check()
+    if files.are_finished():
         console.print(f"{output}: finished already")
         return
     if not prompts and not input_file:
         prompts = [_standard_input()]
+    streams = not as_json and all(ARGUMENTS[name].streams for name in given)
+    if streams and prompts and len(prompts) == 1 and not (input_file or output):
+        _, generator = loader.load(slots=1)
+        _show(generator, prompts[0], given, options)
+    else:
+        _run_job(loader, files, prompts, given, options, batch_size, skip_errors)
 
-    def load(slots):
-        chosen = precision and precision.value
-        folder = resolve_model(model, tokenizer, revision, export_progress, moe_policy, chosen)
-        return folder, TextGenerationPipeline(folder, tokenizer, device, slots, threads, chosen, **memory)
 
-    more = any(name in arguments for name in _MORE_THAN_TEXT)
-    if not (input_file or output or as_json or more) and len(prompts) == 1:
-        _show(load(1)[1], prompts[0], arguments)
-        return
+def _bytes(name: str, text: str | None) -> int | None:
+    return None if text is None else bytes_of(name, text)
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """Loads the model that the options of the same names describe."""
+
+    model: str
+    tokenizer: Path | None
+    revision: str | None
+    moe_policy: str | None
+    precision: str | None
+    device: str | None
+    threads: int | None
+    cache_bytes: int | None
+    prefix_cache_bytes: int | None
+
+    def load(self, slots: int) -> tuple[Path, "TextGenerationPipeline"]:
+        """The model's ONNX folder, exported where it is not, and a pipeline that decodes `slots` sequences at once."""
+        from neo_tf.model_cache import resolve_model
+        from neo_tf.runtime.pipeline import TextGenerationPipeline
+
+        folder = resolve_model(
+            self.model, self.tokenizer, self.revision, export_progress, self.moe_policy, self.precision
+        )
+        pipeline = TextGenerationPipeline(
+            folder,
+            self.tokenizer,
+            self.device,
+            slots,
+            self.threads,
+            self.precision,
+            cache_bytes=self.cache_bytes,
+            prefix_cache_bytes=self.prefix_cache_bytes,
+        )
+        return folder, pipeline
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where prompts come from and where results go, as the options of the same names say."""
+
+    prompts: list[str] | None
+    input: Path | None
+    input_format: InputFormat | None
+    output: Path | None
+    resume: bool
+    force: bool
+
+    @property
+    def file(self) -> Path | None:
+        """The file that results are written to; None where they go to standard output."""
+        return None if self.output is None or str(self.output) == "-" else self.output
+
+    def check(self) -> None:
+        """Raises RequestError or OutputError where the options do not go together."""
+        if self.prompts and self.input:
+            raise RequestError("PROMPT and --input are both given: one source is enough")
+        if (self.resume or self.force) and not self.file:
+            raise RequestError(f"{'--resume' if self.resume else '--force'} needs an --output file")
+        if self.resume and self.force:
+            raise RequestError("--resume goes on and --force begins again: one of them")
+        if self.file and self.input and _is_same(self.file, self.input):
+            raise OutputError(f"{self.file}: is the input itself")
+
+    def are_finished(self) -> bool:
+        """Whether a job that is to be resumed has written its output already."""
+        from neo_tf.runtime.jobs.results import JobFile
+
+        return bool(self.resume and self.file and self.file.is_file() and not JobFile.partial_of(self.file).exists())
+
+
+def _is_same(file: Path, other: Path) -> bool:
+    return file.exists() and other.exists() and file.samefile(other)
+
+
+def _run_job(
+    loader: _Loader,
+    files: _Files,
+    prompts: list[str] | None,
+    given: dict[str, Any],
+    options: "GenerateArguments",
+    batch_size: int,
+    skip_errors: bool,
+) -> None:
+    """Writes a line of JSON for each prompt.
+
+    Args:
+        prompts: those of the command line or of standard input; None where they are in a file.
+        given: {name: value} of the arguments that were given.
+        options: the same, checked.
+    """
+    from neo_tf.runtime.jobs.job import Job
+    from neo_tf.runtime.jobs.results import JobFile, JobStream
+
     with contextlib.ExitStack() as stack:
-        lines, total, format = _lines(stack, prompts, input_file, input_format)
-        results = JobFile(output, resume=resume, force=force) if to_file else JobStream()
+        lines, total, format = _lines(stack, prompts, files.input, files.input_format)
+        results = JobFile(files.file, resume=files.resume, force=files.force) if files.file else JobStream()
         stack.callback(results.close)
-        if prompts:
-            each = max(arguments.get(name, 1) for name in ("num_return_sequences", "num_beams"))
-            # Two at least: quantised rows are decoded in pairs, and a prompt's text must not depend on their number.
-            batch_size = min(batch_size, max(len(prompts) * each, 2))
-        batch_size = max(batch_size, arguments.get("num_beams", 1))
-        folder, generator = load(batch_size)
-        job = {
-            "model": fingerprint(folder, tokenizer),
-            "device": generator.session.device,
-            "in_pairs": generator.session.in_pairs,  # quantised texts of a batch size of 1 may be others
-            "precision": generator.session.precision,
-            "format": format,
-            "seed": arguments.pop("seed", None),
-            "arguments": arguments,
-        }
-        seed = results.begin(job)
+        slots = _slots(batch_size, prompts, options)
+        folder, generator = loader.load(slots)
+        arguments = {name: value for name, value in given.items() if name != "seed"}
+        header = _header(folder, generator, loader, format, given.get("seed"), arguments)
+        seed = results.begin(header)
         with _told(results), token_progress("generating", total, results.done) as progress:
             Job(generator, arguments, seed, results, skip_errors, progress).run(lines)
     if results.errors:
-        where = output if to_file else "its line"
+        where = files.file or "its line"
         raise RequestError(
             f'{results.errors} of {results.done} prompts could not be served: "error" in {where} says why'
         )
 
 
-def _check_output(output, input_file, resume, force):
-    if (resume or force) and not output:
-        raise RequestError(f"{'--resume' if resume else '--force'} needs an --output file")
-    if resume and force:
-        raise RequestError("--resume goes on and --force begins again: one of them")
-    if output and input_file and output.exists() and input_file.exists() and output.samefile(input_file):
-        raise OutputError(f"{output}: is the input itself")
+def _slots(batch_size: int, prompts: list[str] | None, options: "GenerateArguments") -> int:
+    """The number of slots: no more than the prompts take, and enough for the beams of one."""
+    if prompts:
+        # Two at least: quantised rows are decoded in pairs, and a prompt's text must not depend on their number.
+        batch_size = min(batch_size, max(len(prompts) * options.slots_of_each, 2))
+    return max(batch_size, options.beams.num_beams if options.beams else 1)
 
 
-def _standard_input():
-    """All of it as one prompt."""
+def _header(
+    folder: Path,
+    generator: "TextGenerationPipeline",
+    loader: _Loader,
+    format: str,
+    seed: int | None,
+    arguments: dict[str, Any],
+) -> dict[str, Any]:
+    """All that decides a job's results: a job that is resumed must have the same."""
+    from neo_tf.model_cache import fingerprint
+
+    return {
+        "model": fingerprint(folder, loader.tokenizer),
+        "device": generator.session.device,
+        "in_pairs": generator.session.in_pairs,  # quantised texts of a batch size of 1 may be others
+        "precision": generator.session.precision,
+        "format": format,
+        "seed": seed,
+        "arguments": arguments,
+    }
+
+
+def _standard_input() -> str:
+    """The whole of standard input as one prompt."""
     if sys.stdin is None or sys.stdin.isatty():
         raise RequestError("no prompt: give one after the model, on standard input, or a file of them with --input")
     try:
@@ -148,12 +297,15 @@ def _standard_input():
         raise RequestError("standard input: not a text in UTF-8") from None
 
 
-def _lines(stack, prompts, path, format):
-    """The job's lines, how many there are where that is known and shown, and their format."""
+def _lines(
+    stack: contextlib.ExitStack, prompts: list[str] | None, path: Path | None, format: InputFormat | None
+) -> "tuple[JobLines, int | None, str]":
+    """The job's lines, their number where it is known and shown, and their format. The stack closes the input file."""
     from neo_tf.runtime.jobs.prompts import Given, Lines, count_lines
 
     if path is None:
-        return Given(prompts), len(prompts), InputFormat.txt.value
+        given = prompts or []
+        return Given(given), len(given), InputFormat.txt.value
     format = format or (InputFormat.txt if path.suffix == ".txt" else InputFormat.jsonl)
     piped = str(path) == "-"
     file = sys.stdin if piped else stack.enter_context(path.open("rb"))
@@ -162,8 +314,8 @@ def _lines(stack, prompts, path, format):
 
 
 @contextlib.contextmanager
-def _told(results):
-    """Says how a job that stops here can go on."""
+def _told(results: "JobFile | JobStream") -> Iterator[None]:
+    """Says how the job inside can be continued, where it is interrupted."""
     try:
         yield
     except BaseException:
@@ -172,22 +324,25 @@ def _told(results):
         raise
 
 
-def _show(generator, prompt, arguments):
-    """Continues one prompt as its text is written."""
-    started, count = None, 0
+def _show(
+    generator: "TextGenerationPipeline", prompt: str, given: dict[str, Any], options: "GenerateArguments"
+) -> None:
+    """Continues one prompt, and shows its text while it is written."""
+    started: float | None = None  # when the first piece came
+    count = 0
 
-    def show(text):
+    def show(text: str) -> None:
         nonlocal started, count
         if started is None:
             started = time.perf_counter()
-            sys.stdout.write(prompt if arguments.get("return_full_text", True) else "")
+            sys.stdout.write(prompt if options.return_full_text else "")
         count += bool(text)
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    generator(prompt, streamer=show, **arguments)
-    seconds = time.perf_counter() - started
+    generator(prompt, streamer=show, **given)
+    ended = time.perf_counter()
     sys.stdout.write("\n")
-    if sys.stderr.isatty() and count > 1:
-        rate = (count - 1) / seconds
+    if started is not None and count > 1 and sys.stderr.isatty():
+        rate = (count - 1) / (ended - started)
         console.print(f"{count} pieces of text, {rate:.0f} a second on {generator.session.device}", style="dim")

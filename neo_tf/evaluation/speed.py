@@ -235,7 +235,7 @@ class _SpeedRounds:
         """Prefills a slot that holds `held` tokens until it holds `end` tokens, in the engine's chunks."""
         for start in range(held, end, PREFILL_CHUNK):
             stop = min(start + PREFILL_CHUNK, end)
-            self.session.prefill(slot, self.tokens[start:stop], start, keep=1 if stop == end else None)
+            self.session.prefill(slot, self.tokens[start:stop], start, logits_of=1 if stop == end else 0)
 
     def _steps(self, batch: int, first: int, end: int) -> float:
         """The mean seconds of a decode step of `batch` rows, whose lengths run from `first` to `end`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -152,7 +152,7 @@ class Verification:
         """All tokens of a sequence in one run."""
         comparison = Comparison(graph, "prefill", self.has_text)
         for ids, logits in zip(self.sequences, expected, strict=True):
-            comparison.add(runner.prefill(0, ids, 0, keep=0), logits, ids, 0)
+            comparison.add(runner.prefill(0, ids, 0, logits_of="all"), logits, ids, 0)
             progress(len(ids))
         return comparison.deviation()
 
@@ -161,7 +161,7 @@ class Verification:
         comparison = Comparison(graph, "step by step", self.has_text)
         for ids, logits in zip(self.sequences, expected, strict=True):
             for position in range(len(ids)):
-                step = runner.prefill(0, ids[position : position + 1], position, keep=0)
+                step = runner.prefill(0, ids[position : position + 1], position, logits_of="all")
                 comparison.add(step, logits[position : position + 1], ids, position)
                 progress(1)
         return comparison.deviation()
@@ -172,8 +172,8 @@ class Verification:
         for ids, logits in zip(self.sequences, expected, strict=True):
             half = (len(ids) - 1) // 2  # 0 for two tokens: the second half needs a token that has a successor
             if half:
-                session.prefill(0, ids[:half], 0, keep=None)
-            comparison.add(session.prefill(0, ids[half:], half, keep=0), logits[half:], ids, half)
+                session.prefill(0, ids[:half], 0, logits_of=0)
+            comparison.add(session.prefill(0, ids[half:], half, logits_of="all"), logits[half:], ids, half)
             progress(len(ids))
         return comparison.deviation()
 
@@ -181,7 +181,7 @@ class Verification:
 class _Runner(Protocol):
     """What Session and PortableSession have in common."""
 
-    def prefill(self, slot: int, token_ids: np.ndarray, past: int, keep: int) -> np.ndarray:
+    def prefill(self, slot: int, token_ids: np.ndarray, past: int, logits_of: int | Literal["all"] = 1) -> np.ndarray:
         """Runs tokens of one sequence; see Session.prefill."""
 
 

@@ -1,42 +1,52 @@
-"""Copies inside a device's memory: a graph of one Identity, as onnxruntime's Python has no call for it."""
+"""Copies within a device's memory.
+
+onnxruntime's Python interface has no call that copies from one address to another: a graph of one node does it.
+"""
+
+from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .element_types import onnx_type
+from .providers import create_session, session_options
 
-def copy_on_device(device, device_id, element_type, shape, source, target):
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onnxruntime import InferenceSession
+
+
+def copy_on_device(
+    device: str, device_id: int, dtype: np.dtype, shape: Sequence[int], source: int, target: int
+) -> None:
     """Copies a tensor from one address to another.
 
     Args:
         device: "cpu" or "cuda".
-        device_id: index of the device.
-        element_type: a numpy type, or a number of onnx.TensorProto.
-        shape: of the tensor.
-        source, target: addresses.
+        device_id: The index of the device.
+        dtype: The type of the tensor's numbers.
+        shape: The tensor's shape.
+        source: The address to read.
+        target: The address to write.
     """
-    number = element_type if isinstance(element_type, int) else _number(np.dtype(element_type))
-    session = _session(device, device_id, number)
+    element_type = onnx_type(dtype)
+    session = _session(device, device_id, element_type)
     binding = session.io_binding()
     binding.bind_input("source", device, device_id, element_type, shape, source)
     binding.bind_output("target", device, device_id, element_type, shape, target)
     session.run_with_iobinding(binding)
 
 
-def _number(dtype):
-    from onnx.helper import np_dtype_to_tensor_dtype
-
-    return np_dtype_to_tensor_dtype(dtype)
-
-
 @functools.cache
-def _session(device, device_id, number):
-    import onnxruntime
+def _session(device: str, device_id: int, element_type: int) -> InferenceSession:
     from onnx import helper
 
-    from .providers import create_session
-
-    ends = [helper.make_tensor_value_info(name, number, None) for name in ("source", "target")]
-    graph = helper.make_graph([helper.make_node("Identity", ["source"], ["target"])], "copy", ends[:1], ends[1:])
+    source = helper.make_tensor_value_info("source", element_type, None)
+    target = helper.make_tensor_value_info("target", element_type, None)
+    node = helper.make_node("Identity", ["source"], ["target"])
+    graph = helper.make_graph([node], "copy", [source], [target])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    return create_session(model.SerializeToString(), device, device_id, onnxruntime.SessionOptions())
+    return create_session(model.SerializeToString(), device, device_id, session_options())

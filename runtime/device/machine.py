@@ -1,15 +1,15 @@
-"""What the machine can do and what memory it has left: what decides how a session is set up."""
+"""What the machine can do, and how much memory it has left. Sessions and the engine are set up accordingly."""
 
 import os
 import platform
 from pathlib import Path
 
-_BUFFER = 512_000_000  # bytes: far more than the caches hold
-_PASSES = 3
 
+def physical_cores() -> int:
+    """The number of cores that this process may use. Hyper-threads of one core count once.
 
-def physical_cores():
-    """Cores that this process may use, hyper-threads counted once: so many threads does ONNX Runtime start."""
+    ONNX Runtime starts as many threads as this.
+    """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = {
         (processor.get("physical id"), processor["core id"])
@@ -19,51 +19,70 @@ def physical_cores():
     return len(cores) or len(allowed)
 
 
-def exact_int8():
-    """Whether sums of products of uint8 and int8 are exact here: x86 without VNNI cuts them off at 16 bits."""
+def exact_int8() -> bool:
+    """Whether this CPU adds products of uint8 and int8 exactly. x86 without VNNI cuts the sums off at 16 bits."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
     return any({"avx512_vnni", "avx_vnni"} & set(processor.get("flags", "").split()) for processor in processors())
 
 
-def available_memory(root=Path("/")):
-    """Bytes that may still be taken: of the machine, and of the control groups (v2) that the process is in.
+def available_memory(root: Path = Path("/")) -> int | None:
+    """The number of bytes that this process may still take.
+
+    That is the least of what the machine has left and what each control group (v2) of the process has left.
 
     Args:
-        root: where proc and sys are.
+        root: The folder that proc and sys lie in.
 
     Returns:
-        None where the system does not tell.
+        Bytes, or None where the system does not tell.
     """
     found = []
     for line in _lines(root / "proc/meminfo"):
         if line.startswith("MemAvailable:"):
             found.append(int(line.split()[1]) * 1024)
-    own = next((line[3:] for line in _lines(root / "proc/self/cgroup") if line.startswith("0::")), "/")
-    top = root / "sys/fs/cgroup"
-    for group in {top / own.strip("/"), *(top / parent for parent in Path(own.strip("/")).parents)}:
-        limit, used = (next(iter(_lines(group / f"memory.{name}")), "") for name in ("max", "current"))
-        if limit.isdigit() and used.isdigit():
-            # Pages of files are given back where memory is short.
-            files = (line.split() for line in _lines(group / "memory.stat"))
-            given = sum(int(size) for name, size in files if name in ("active_file", "inactive_file"))
-            found.append(int(limit) - int(used) + given)
+    own_group = Path("/")
+    for line in _lines(root / "proc/self/cgroup"):
+        if line.startswith("0::"):
+            own_group = Path(line.removeprefix("0::"))
+            break
+    for group in (own_group, *own_group.parents):
+        left = _left_in_group(root / "sys/fs/cgroup" / str(group).strip("/"))
+        if left is not None:
+            found.append(left)
     return max(min(found), 0) if found else None
 
 
-def _lines(path):
-    """Lines of a file; none where it cannot be read."""
+def _left_in_group(folder: Path) -> int | None:
+    """The bytes that a control group may still take, or None where it has no limit."""
+    limit = next(iter(_lines(folder / "memory.max")), "")
+    used = next(iter(_lines(folder / "memory.current")), "")
+    if not limit.isdigit() or not used.isdigit():
+        return None
+    left = int(limit) - int(used)
+    for line in _lines(folder / "memory.stat"):
+        name, size = line.split()
+        if name in ("active_file", "inactive_file"):  # the system gives pages of files back where memory is short
+            left += int(size)
+    return left
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file; none where it cannot be read."""
     try:
         return path.read_text().splitlines()
     except OSError:
         return []
 
 
-def processors():
-    """[{key: value}] of /proc/cpuinfo, one for each processor; empty on other systems."""
+def processors() -> list[dict[str, str]]:
+    """What /proc/cpuinfo says, a dict for each processor. The list is empty on systems without that file."""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
         return []
-    lines = ([line.partition(":") for line in block.splitlines()] for block in text.split("\n\n"))
-    return [{key.strip(): value.strip() for key, _, value in block} for block in lines]
+    found = []
+    for block in text.split("\n\n"):
+        pairs = (line.partition(":") for line in block.splitlines())
+        found.append({key.strip(): value.strip() for key, _, value in pairs})
+    return found

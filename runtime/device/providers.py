@@ -1,15 +1,31 @@
-"""Execution providers: which one a session runs on, named or chosen."""
+"""Execution providers: which one a session runs on, and how ONNX Runtime's sessions are made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from neo_tf.errors import ProviderError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onnxruntime import InferenceSession, SessionOptions
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def normalise_device(device):
-    """None, "cpu", "cuda", "cuda:1", or transformers' -1 (CPU) and 0, 1, ... (CUDA) -> (name or None, index).
+def normalise_device(device: str | int | None) -> tuple[str | None, int]:
+    """The name and the index of a device, in any of the forms that a user may write.
+
+    Args:
+        device: None, "cpu", "cuda", "cuda:1", or an index as transformers counts: -1 is the CPU, and 0, 1, ... are
+            CUDA devices.
+
+    Returns:
+        ("cpu", 0) or ("cuda", index); (None, 0) for None.
 
     Raises:
-        ProviderError: an unknown device.
+        ProviderError: The device is unknown.
     """
     if device is None:
         return None, 0
@@ -21,15 +37,18 @@ def normalise_device(device):
     return name, int(index or 0)
 
 
-def choose(device, target):
-    """(name, index) of the provider to use: what was asked for, or what the folder was exported for.
+def choose(device: str | int | None, target: str) -> tuple[str, int]:
+    """The name and the index of the device to use.
 
     Args:
-        device: see normalise_device.
-        target: of the folder, "cpu" or "cuda".
+        device: The device that the user asked for, see normalise_device. None takes the folder's target.
+        target: What the folder was exported for: "cpu" or "cuda".
+
+    Returns:
+        ("cpu", 0) or ("cuda", index).
 
     Raises:
-        ProviderError: CUDA is needed, and this onnxruntime or this machine has none, or the folder is for the CPU.
+        ProviderError: CUDA is needed, but this onnxruntime or this machine has none, or the folder is for the CPU.
     """
     import onnxruntime
 
@@ -46,34 +65,61 @@ def choose(device, target):
     return "cuda", index
 
 
-def create_session(path, name, index, options):
-    """An onnxruntime session on one provider, of a file or of a model's bytes.
+def session_options(threads: int | None = None, spin_microseconds: int | None = None) -> SessionOptions:
+    """The options of an onnxruntime session that raises its errors and does not print them as well.
 
-    Raises:
-        ProviderError: CUDA could not be started; ONNX Runtime itself would go on silently with the CPU.
+    Args:
+        threads: The number of threads that compute; ONNX Runtime's choice where None.
+        spin_microseconds: How long a thread waits awake for its next piece of work; ONNX Runtime's choice where None.
     """
     import onnxruntime
 
-    providers = [PROVIDERS["cpu"]]
-    if name == "cuda":
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if spin_microseconds is not None:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_microseconds))
+    if threads:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def create_session(model: Path | str | bytes, device: str, device_id: int, options: SessionOptions) -> InferenceSession:
+    """Makes an onnxruntime session on one device.
+
+    Args:
+        model: The path of a graph, or the graph itself as bytes.
+        device: "cpu" or "cuda".
+        device_id: The index of the device.
+        options: See session_options.
+
+    Raises:
+        ProviderError: CUDA could not be started. ONNX Runtime itself would use the CPU and say nothing.
+    """
+    import onnxruntime
+
+    providers: list[str | tuple[str, dict[str, int]]] = [PROVIDERS["cpu"]]
+    if device == "cuda":
         onnxruntime.preload_dlls()
-        providers.insert(0, (PROVIDERS["cuda"], {"device_id": index}))
+        providers.insert(0, (PROVIDERS["cuda"], {"device_id": device_id}))
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    session = onnxruntime.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=providers)
-    if PROVIDERS[name] not in session.get_providers():
-        raise ProviderError(f"CUDA was asked for, but device {index} did not start: no GPU, or no driver or libraries")
+    source = model if isinstance(model, bytes) else str(model)
+    session = onnxruntime.InferenceSession(source, options, providers=providers)
+    if PROVIDERS[device] not in session.get_providers():
+        raise ProviderError(
+            f"CUDA was asked for, but device {device_id} did not start: no GPU, or no driver or libraries"
+        )
     return session
 
 
-def placement(session):
-    """{provider: [names of the nodes that it runs]} of a session on CUDA."""
-    placed = {}
+def placement(session: InferenceSession) -> dict[str, list[str]]:
+    """The names of the nodes that each provider runs, as {provider: [names]}, of a session on CUDA."""
+    placed: dict[str, list[str]] = {}
     for part in session.get_provider_graph_assignment_info():
         placed.setdefault(part.ep_name, []).extend(node.name for node in part.get_nodes())
     return placed
 
 
-def _has_gpu():
+def _has_gpu() -> bool:
     import onnxruntime
 
     return any(device.ep_name == PROVIDERS["cuda"] for device in onnxruntime.get_ep_devices())

@@ -9,8 +9,8 @@ import numpy as np
 
 from neo_tf.errors import EngineError, RequestError, one_line
 
+from ..argument_kinds import Whole
 from ..device.session import QUANTISED
-from ..sampling.checks import check_number
 from .beam_sequence import BeamSequence
 from .generation import FinishReason, Generation
 from .prefix_cache import PrefixCache
@@ -20,7 +20,7 @@ from .sequence import RunningSequence, SingleSequence
 from .slots import Slots
 
 if TYPE_CHECKING:
-    from ..device.session import Session
+    from ..device.decoder_session import DecoderSession
 
 # Tokens that a prompt may hold up the running sequences for. Longer chunks are no faster.
 PREFILL_CHUNK = 256
@@ -51,11 +51,11 @@ class Engine:
     """
 
     def __init__(
-        self, session: "Session", cache_bytes: int | None = None, prefix_cache_bytes: int | None = None
+        self, session: "DecoderSession", cache_bytes: int | None = None, prefix_cache_bytes: int | None = None
     ) -> None:
         for name, value, least in (("cache_bytes", cache_bytes, 1), ("prefix_cache_bytes", prefix_cache_bytes, 0)):
             if value is not None:
-                check_number(name, value, int, lambda value, least=least: value >= least, f"be at least {least}")
+                Whole(least=least).check(name, value)
         self.session = session
         self.config = session.config
         self.ended: list[Generation] = []
@@ -224,7 +224,10 @@ class Engine:
         chunk = request.prompt[begin : min(begin + PREFILL_CHUNK, end)]
         if chunk:
             last = begin + len(chunk) == length
-            logits = self.session.prefill(slot, chunk, begin, keep=0 if wanted else 1 if last else None)
+            if wanted:
+                logits = self.session.prefill(slot, chunk, begin, logits_of="all")
+            else:
+                logits = self.session.prefill(slot, chunk, begin, logits_of=1 if last else 0)
             sequence.cached += len(chunk)
             if wanted:
                 sequence.see_prompt(begin, logits)
@@ -281,7 +284,7 @@ class Engine:
             return False
         with self._failing([sequence]):
             tokens = [*sequence.inputs, *guessed]
-            logits = self.session.prefill(sequence.slots[0], tokens, sequence.cached, keep=0)
+            logits = self.session.prefill(sequence.slots[0], tokens, sequence.cached, logits_of="all")
             sequence.cached += 1
             self._choose(sequence, logits, guessed)
         return True
@@ -309,7 +312,7 @@ class Engine:
             self.ended.append(generation)
 
 
-def _prefix_cache(session: "Session", limit: int | None) -> PrefixCache | None:
+def _prefix_cache(session: "DecoderSession", limit: int | None) -> PrefixCache | None:
     cache = session.cache
     if cache.device != "cpu" or cache.has_sums or limit == 0:
         return None

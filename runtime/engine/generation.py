@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 
-from ..sampling.beams import Hypothesis
+from ..sampling.beam_group import Hypothesis
 from .request import Request
 
 
@@ -18,6 +19,25 @@ class FinishReason(StrEnum):
     TIME = "time"  # max_time
     CANCELLED = "cancelled"  # Engine.cancel
     ERROR = "error"  # Generation.error says which
+
+
+class Continuation(Protocol):
+    """One continuation of a prompt, as it is returned: a Generation, or with beams each of its hypotheses.
+
+    Attributes:
+        tokens: The new token ids.
+        text: Their text; empty without a tokenizer.
+        finish_reason: Why it ended.
+    """
+
+    @property
+    def tokens(self) -> list[int]: ...  # noqa: D102
+
+    @property
+    def text(self) -> str: ...  # noqa: D102
+
+    @property
+    def finish_reason(self) -> str | None: ...  # noqa: D102
 
 
 @dataclass(eq=False)
@@ -54,6 +74,11 @@ class Generation:
     logits: list[np.ndarray] = field(default_factory=list, init=False)
     scores: list[np.ndarray] = field(default_factory=list, init=False)
     hypotheses: Sequence[Hypothesis] = field(default=(), init=False)
+
+    @property
+    def continuations(self) -> Sequence[Continuation]:
+        """What is returned: its hypotheses, best first, or without beams itself alone."""
+        return self.hypotheses or [self]
 
     def add_token(self, token: int) -> None:
         """Appends a new token."""

@@ -4,19 +4,9 @@ The engine runs the guesses through the graph together and chooses each token as
 that was chosen ends the step; what the cache holds of the wrong guesses is written over.
 """
 
-from ..sampling.checks import check_number
-
 _SHORTEST = 2  # tokens that must repeat: single tokens repeat everywhere
 _FIRST = 4  # tokens of the first guess
 _LONGEST_PAUSE = 32  # steps
-_LARGEST_NGRAM = 32  # tokens that are looked for: a longer repetition has the same end
-
-
-def check_lookup(num_tokens: int, ngram: int) -> None:
-    """Raises RequestError where the largest number of guessed tokens or the size of n-grams is out of range."""
-    check_number("prompt_lookup_num_tokens", num_tokens, int, lambda value: value > 0, "be greater than 0")
-    words = f"be from 1 to {_LARGEST_NGRAM}"
-    check_number("max_matching_ngram_size", ngram, int, lambda value: 0 < value <= _LARGEST_NGRAM, words)
 
 
 class PromptLookup:

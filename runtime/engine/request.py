@@ -8,18 +8,17 @@ import numpy as np
 
 from neo_tf.errors import RequestError
 
+from ..argument_table import ARGUMENTS, check_fields, default
 from ..sampling.beams import BeamOptions
-from ..sampling.checks import check_ids, check_number
 from ..sampling.options import SamplingOptions
-from .lookup import check_lookup
 
 if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig
 
-    from ..tokenizer import Tokenizer
+    from ..tokenizer import TokenizerLike
 
-# What is made of each token as it comes.
-_OF_TOKENS = ("on_token", "on_text", "logprobs", "prompt_logprobs", "output_logits", "output_scores")
+# What needs each token as it comes: beam search knows its tokens only at its end. A Request has no streamer.
+_OF_TOKENS = ("on_token", "on_text", *(name for name, row in ARGUMENTS.items() if row.results or not row.with_beams))
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,21 +51,21 @@ class Request:
 
     prompt: Sequence[int]
     max_new_tokens: int | None = None
-    min_new_tokens: int = 0
-    stop_token_ids: Sequence[int] = ()
+    min_new_tokens: int = default("min_new_tokens")
+    stop_token_ids: Sequence[int] = default("stop_token_ids")
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     on_token: Callable[[int], object] | None = None
-    max_time: float | None = None
-    tokenizer: "Tokenizer | None" = None
-    stop_strings: Sequence[str] = ()
-    include_stop_str_in_output: bool = True
+    max_time: float | None = default("max_time")
+    tokenizer: "TokenizerLike | None" = None
+    stop_strings: Sequence[str] = default("stop_strings")
+    include_stop_str_in_output: bool = default("include_stop_str_in_output")
     on_text: Callable[[str], object] | None = None
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    output_logits: bool = False
-    output_scores: bool = False
-    prompt_lookup_num_tokens: int | None = None
-    max_matching_ngram_size: int = 3
+    logprobs: int | None = default("logprobs")
+    prompt_logprobs: int | None = default("prompt_logprobs")
+    output_logits: bool = default("output_logits")
+    output_scores: bool = default("output_scores")
+    prompt_lookup_num_tokens: int | None = default("prompt_lookup_num_tokens")
+    max_matching_ngram_size: int = default("max_matching_ngram_size")
     beams: BeamOptions | None = None
 
     def __post_init__(self) -> None:
@@ -81,13 +80,14 @@ class Request:
     def check(self, config: "GPTNeoConfig") -> None:
         """Raises RequestError where a model of that config cannot serve it: its prompt's ids, lengths and options."""
         self._check_prompt(config)
+        check_fields(self)
         self._check_limit(config)
-        for token in check_ids("stop_token_ids", self.stop_token_ids):
+        for token in self.stop_token_ids:
             if not 0 <= token < config.n_vocab:
                 raise RequestError(f"stop token id {token} is outside the vocabulary of {config.n_vocab}")
         self.sampling.check_vocabulary(config.n_vocab)
-        self._check_kept()
-        self._check_lookup()
+        if (self.stop_strings or self.on_text) and not self.tokenizer:
+            raise RequestError("stop_strings and on_text need a tokenizer to write the text with")
         self._check_beams()
 
     @property
@@ -125,35 +125,15 @@ class Request:
             )
 
     def _check_limit(self, config: "GPTNeoConfig") -> None:
-        check_number("min_new_tokens", self.min_new_tokens, int, lambda value: value >= 0, "not be negative")
         new, length = self.max_new_tokens, len(self.prompt)
-        if new is None:
-            return
-        check_number("max_new_tokens", new, int, lambda value: value >= 1, "be at least 1")
-        if length + new > config.n_ctx:
+        if new is not None and length + new > config.n_ctx:
             raise RequestError(f"a prompt of {length} tokens and max_new_tokens {new} exceed n_ctx {config.n_ctx}")
-
-    def _check_kept(self) -> None:
-        if self.max_time is not None:
-            check_number("max_time", self.max_time, float, lambda value: value > 0, "be greater than 0")
-        for name in ("logprobs", "prompt_logprobs"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), int, lambda value: value >= 0, "not be negative")
-        stops = self.stop_strings
-        if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) and stop for stop in stops):
-            raise RequestError("stop_strings must be a list of texts, none of them empty")
-        if (self.stop_strings or self.on_text) and not self.tokenizer:
-            raise RequestError("stop_strings and on_text need a tokenizer to write the text with")
-
-    def _check_lookup(self) -> None:
-        if self.prompt_lookup_num_tokens is not None:
-            check_lookup(self.prompt_lookup_num_tokens, self.max_matching_ngram_size)
 
     def _check_beams(self) -> None:
         if not self.beams:
             return
         self.beams.check_sampling(self.sampling)
-        for name in (*_OF_TOKENS, "prompt_lookup_num_tokens"):
-            value = getattr(self, name)
+        for name in _OF_TOKENS:
+            value = getattr(self, name, None)
             if value is not None and value is not False:
                 raise RequestError(f"{name} does not go with beams: their tokens are known in the end alone")

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import Future
+from typing import Any
 
 from neo_tf.errors import EngineError, one_line
 
@@ -14,7 +15,7 @@ from .generation import Generation
 from .request import Request
 
 
-class Submission(Future):
+class Submission(Future[Generation]):
     """A request that a Service has taken: a concurrent.futures.Future of its Generation when it has ended.
 
     Args:
@@ -115,7 +116,9 @@ class Service:
 
     async def stream(self, request: Request) -> AsyncIterator[int]:
         """Yields each new token id of a request as it comes. Leaving the loop early cancels the request."""
-        loop, tokens, end = asyncio.get_running_loop(), asyncio.Queue(), object()
+        loop = asyncio.get_running_loop()
+        tokens: asyncio.Queue[Any] = asyncio.Queue()
+        end = object()  # comes after the last token
 
         def on_token(token: int) -> None:
             loop.call_soon_threadsafe(tokens.put_nowait, token)

@@ -7,17 +7,15 @@ from typing import Any
 from neo_tf.errors import EngineError, NeoTFError, RequestError, one_line
 from neo_tf.progress import Progress, no_progress
 
+from ..argument_table import ARGUMENTS
 from ..arguments import GenerateArguments
 from ..engine.generation import Generation
 from ..pipeline import Prompt, TextGenerationPipeline
 from .prompts import JobLines, Line
 from .results import JobResults
 
-# Arguments that JSON cannot say, or whose arrays it should not.
-_NOT_IN_JSON = ("streamer", "logits_processor", "output_scores", "output_logits")
 # Where results are wanted in order, a line is begun at most this many windows of requests beyond the oldest one.
 _WINDOWS_AHEAD = 8
-_LIMITS = ("max_new_tokens", "max_length")
 
 
 @dataclass
@@ -139,16 +137,10 @@ class Job:
 
     def _options(self, line: Line, values: dict[str, Any]) -> GenerateArguments:
         for name in values:
-            if name in _NOT_IN_JSON:
+            if name in ARGUMENTS and not ARGUMENTS[name].in_json:
                 raise RequestError(f"{name} is for calls from Python: JSON cannot say it")
-        values = GenerateArguments.known(values)
-        before = self._arguments
-        if any(name in values for name in _LIMITS):
-            before = {name: value for name, value in before.items() if name not in _LIMITS}
-        options = GenerateArguments.parse(before | values)
-        if options.seed is None:
-            options.seed = self._seed + line.index * options.num_return_sequences
-        return options
+        options = GenerateArguments.parse(values, self._arguments)
+        return options.with_seed(self._seed + line.index * options.num_return_sequences)
 
     def _step(self) -> None:
         self._engine.step()
@@ -188,7 +180,7 @@ class Job:
         seed = {"seed": sampling.seed} if sampling.do_sample else {}
         sequences = []
         results = self._generator.results(one.prompt, generation, one.options)
-        for result, found in zip(results, generation.hypotheses or [generation], strict=True):
+        for result, found in zip(results, generation.continuations, strict=True):
             end = {"new_tokens": len(found.tokens), "finish_reason": found.finish_reason}
             sequences.append(result | end | seed)
         return sequences

@@ -1,49 +1,69 @@
-"""Warpers: what sampling makes of a distribution before it draws. Functions from float32 [batch, n] to a new array.
+"""Warpers: functions that change the distribution from which sampling draws the next token.
 
-Names, meanings and order are transformers'. None of them looks at token ids, nor at entries of -inf: those may be left
-out beforehand, which `warp` does.
+Each takes scores, float32 [batch, n], and one parameter, and returns new scores of the same shape; -inf stands for a
+token that cannot be drawn. Their names, meanings and order are those of transformers. Warpers look neither at token ids
+nor at entries of -inf, so that such entries may be left out beforehand, as `warp` does.
 """
+
+from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from .options import SamplingOptions
+
 _NONE = np.float32(-np.inf)
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-_GROUP = 64  # entries of which one stands for all
-_WIDE = 1024  # rows wider than this are narrowed to what can still be drawn
+_GROUP = 64  # entries of a row whose largest one stands for all of them
+_WIDE = 1024  # rows with more entries than this are cut down to the tokens that can still be drawn
 
 
-def log_softmax(scores):
-    """Log-probabilities of each row."""
+class Warper(NamedTuple):
+    """A warper and its parameter; it is applied as function(scores, value).
+
+    Args:
+        function: A function of scores, float32 [batch, n], and a parameter; it returns new scores.
+        value: The parameter, such as top_k.
+    """
+
+    function: Callable[[np.ndarray, Any], np.ndarray]
+    value: float
+
+
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    """The log-probabilities of each row, float32 [batch, n] or [n]."""
     shifted = scores - scores.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def softmax(scores):
-    """Probabilities of each row."""
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """The probabilities of each row, float32 [batch, n] or [n]."""
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def apply_temperature(scores, temperature):
-    """Divides the logits: below 1 sharpens the distribution, above 1 flattens it."""
-    if temperature < 1e-30:  # counted from the largest, it stays finite
+def apply_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """Divides the scores. A temperature below 1 sharpens the distribution, one above 1 flattens it."""
+    if temperature < 1e-30:  # the largest score becomes 0, which stays finite
         scores = scores - scores.max(axis=-1, keepdims=True)
-    with np.errstate(over="ignore"):  # to -inf: a token without a chance
+    with np.errstate(over="ignore"):  # a score may become -inf: the token has no chance
         return scores / np.float32(min(max(temperature, _SMALLEST), _LARGEST))
 
 
-def keep_top_k(scores, top_k):
-    """Sets all but the top_k largest logits of each row to -inf; ties with the last of them stay."""
+def keep_top_k(scores: np.ndarray, top_k: int) -> np.ndarray:
+    """Keeps the top_k largest scores of each row, and those that equal the last of them."""
     size = scores.shape[-1]
     if not 0 < top_k < size:
         return scores
     return _keep(scores, scores >= np.partition(scores, size - top_k, axis=-1)[..., [size - top_k]])
 
 
-def keep_top_p(scores, top_p):
+def keep_top_p(scores: np.ndarray, top_p: float) -> np.ndarray:
     """Keeps each row's smallest set of most likely tokens whose probabilities reach top_p (Holtzman et al., 2020)."""
     if top_p >= 1:
         return scores
@@ -54,14 +74,14 @@ def keep_top_p(scores, top_p):
     return kept
 
 
-def _nucleus(row, top_p):
-    """Indices of the smallest set of largest entries of float32 [n] whose probabilities reach top_p."""
+def _nucleus(row: np.ndarray, top_p: float) -> np.ndarray:
+    """The indices of the smallest set of largest entries of float32 [n] whose probabilities reach top_p."""
     largest = row.max()
     weights = row - largest
     np.exp(weights, out=weights)
     total = float(weights.sum(dtype=np.float64))
-    # Only the largest need be sorted: a few, if they reach top_p. In any case all but those that together, were there
-    # nothing else, have half of the rest.
+    # Sorting a row takes long, and only its likely entries are needed. A few may do, if they reach top_p. The last
+    # share always does: all entries below it have together at most half of the probability that may be left out.
     for share in (1e-4, 1e-5, 0.5 * (1 - top_p) / row.size):
         likely = np.flatnonzero(weights >= share * total)
         logits = row[likely]
@@ -77,17 +97,20 @@ def _nucleus(row, top_p):
     return np.concatenate([likely[logits > threshold], equal[: count - np.count_nonzero(ranked > threshold)]])
 
 
-def keep_min_p(scores, min_p):
-    """Keeps tokens at least min_p times as likely as the most likely one."""
+def keep_min_p(scores: np.ndarray, min_p: float) -> np.ndarray:
+    """Keeps the tokens that are at least min_p times as likely as the most likely one."""
     if not min_p:
         return scores
     return _keep(scores, scores >= scores.max(axis=-1, keepdims=True) + np.float32(math.log(min_p)))
 
 
-def keep_typical(scores, typical_p, least=1):
-    """Keeps tokens whose information is nearest to the expected one, up to mass typical_p (Meister et al., 2022).
+def keep_typical(scores: np.ndarray, typical_p: float, least: int = 1) -> np.ndarray:
+    """Keeps the tokens whose information is nearest to the expected one (Meister et al., 2022).
 
-    At least so many, as beams need.
+    Args:
+        scores: float32 [batch, n].
+        typical_p: The probability that the tokens must reach together.
+        least: The number of tokens that are kept in any case; beams need several.
     """
     if typical_p >= 1:
         return scores
@@ -99,40 +122,47 @@ def keep_typical(scores, typical_p, least=1):
     return _keep(scores, distances <= np.take_along_axis(distances, np.take_along_axis(order, last, -1), -1))
 
 
-def keep_epsilon(scores, epsilon):
-    """Keeps tokens of at least probability epsilon, and the most likely ones (Hewitt et al., 2022)."""
+def keep_epsilon(scores: np.ndarray, epsilon: float) -> np.ndarray:
+    """Keeps the tokens whose probability is at least epsilon, and the most likely one (Hewitt et al., 2022)."""
     if not epsilon:
         return scores
     return _keep_above(scores, softmax(scores), np.float32(epsilon))
 
 
-def keep_eta(scores, epsilon):
-    """As keep_epsilon, with a limit that falls where the distribution is flat (Hewitt et al., 2022)."""
+def keep_eta(scores: np.ndarray, epsilon: float) -> np.ndarray:
+    """Does what keep_epsilon does, with a lower limit where the distribution is flat (Hewitt et al., 2022)."""
     if not epsilon:
         return scores
     logs = log_softmax(scores)
     return _keep_above(scores, np.exp(logs), np.minimum(epsilon, math.sqrt(epsilon) * np.exp(-_entropy(logs))))
 
 
-def _entropy(logs):
-    """Entropy of each row of log-probabilities, [batch, 1]."""
+def _entropy(logs: np.ndarray) -> np.ndarray:
+    """The entropy of each row of log-probabilities, [batch, 1]."""
     terms = np.multiply(logs, np.exp(logs), where=np.isfinite(logs), out=np.zeros_like(logs))
     return -terms.sum(axis=-1, keepdims=True)
 
 
-def _keep_above(scores, probabilities, limit):
+def _keep_above(scores: np.ndarray, probabilities: np.ndarray, limit: np.ndarray | np.float32) -> np.ndarray:
     return _keep(scores, (probabilities >= limit) | (scores == scores.max(axis=-1, keepdims=True)))
 
 
-def _keep(scores, mask):
+def _keep(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
     kept = np.full_like(scores, _NONE)
     np.copyto(kept, scores, where=mask)
     return kept
 
 
-def make_warpers(options, least=1):
-    """The (function, parameter) that options ask for, in transformers' order; each keeps at least so many tokens."""
-    chain = [
+def make_warpers(options: SamplingOptions, least: int = 1) -> list[Warper]:
+    """The warpers that the options call for, in transformers' order; none without do_sample.
+
+    Args:
+        options: How the next token is chosen.
+        least: The number of tokens that each warper keeps in any case; beams need several.
+    """
+    if not options.do_sample:
+        return []
+    candidates = [  # (function, its parameter, the parameter's value that changes nothing)
         (apply_temperature, options.temperature, 1),
         (keep_top_k, options.top_k, 0),
         (keep_top_p, options.top_p, 1),
@@ -141,12 +171,16 @@ def make_warpers(options, least=1):
         (keep_epsilon, options.epsilon_cutoff, 0),
         (keep_eta, options.eta_cutoff, 0),
     ]
-    chain = [(function, value) for function, value, neutral in chain if value != neutral] if options.do_sample else []
-    return chain if least == 1 else [(_keep_least(function, least), value) for function, value in chain]
+    chain = [Warper(function, value) for function, value, neutral in candidates if value != neutral]
+    if least == 1:
+        return chain
+    return [Warper(_keep_least(function, least), value) for function, value in chain]
 
 
-def _keep_least(function, least):
-    """A warper that leaves each row's `least` largest entries, and ties with them, to it."""
+def _keep_least(
+    function: Callable[[np.ndarray, Any], np.ndarray], least: int
+) -> Callable[[np.ndarray, Any], np.ndarray]:
+    """A function like this one that also keeps each row's `least` largest scores, and those that equal the last."""
     if function is apply_temperature:
         return function
     if function is keep_typical:
@@ -154,32 +188,39 @@ def _keep_least(function, least):
     return lambda scores, value: np.maximum(function(scores, value), keep_top_k(scores, least))
 
 
-def warp(warpers, scores):
-    """Applies warpers; leaves entries of -inf out of a single wide row, so that the next ones have less to do.
+def warp(warpers: Sequence[Warper], scores: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Applies warpers one after the other.
+
+    Entries of -inf are left out of a single wide row, so that the next warpers have less to do.
 
     Args:
-        warpers: of make_warpers.
+        warpers: What make_warpers returns.
         scores: float32 [batch, n_vocab].
 
     Returns:
-        float32 [batch, n], and the token ids of its columns, int [n], or None where they are all there.
+        The new scores, float32 [batch, n]; and the token ids of their columns, int [n], or None where no column was
+        left out.
     """
-    ids = None
+    ids: np.ndarray | None = None
     if len(scores) == 1 and scores.shape[1] > _WIDE and (top_k := dict(warpers).get(keep_top_k)):
-        ids = largest(scores[0], top_k)
+        ids = largest(scores[0], int(top_k))
         scores = scores[:, ids]
     for function, value in warpers:
         scores = function(scores, value)
         if len(scores) == 1 and scores.shape[1] > _WIDE and function is not apply_temperature:
             left = np.flatnonzero(scores[0] > _NONE)
-            ids, scores = left if ids is None else ids[left], scores[:, left]
+            ids = left if ids is None else ids[left]
+            scores = scores[:, left]
     return scores, ids
 
 
-def largest(row, count):
-    """Indices of the `count` largest entries of [n], all ties with them, and some more: in two passes over the row."""
+def largest(row: np.ndarray, count: int) -> np.ndarray:
+    """The indices of the `count` largest entries of [n], of all that equal the last of them, and of some others.
+
+    It takes two passes over the row and does not sort it.
+    """
     groups = row[: len(row) // _GROUP * _GROUP].reshape(_GROUP, -1).max(axis=0)
     if count >= groups.size:
         return np.arange(len(row))
-    # So many groups' largest are not below this bound: the count-th largest of all is not, either.
+    # There are `count` groups whose largest entry reaches this bound, so that `count` entries of the row reach it.
     return np.flatnonzero(row >= np.partition(groups, groups.size - count)[groups.size - count])

@@ -1,4 +1,4 @@
-"""Planning and writing the data file, and naming what goes into a graph."""
+"""The data file is planned and written as it should be, and nodes and constants get the right names."""
 
 import gc
 import weakref
@@ -33,7 +33,7 @@ def test_weights_lie_on_pages_and_come_back(tmp_path):
     for name, weight in file.weights.items():
         stored = np.frombuffer(data[weight.offset : weight.offset + weight.nbytes], np.float32)
         np.testing.assert_array_equal(stored.reshape(weight.shape), values[name])
-    assert seen == [(name, value.nbytes) for name, value in values.items()]
+    assert seen == [(value.nbytes, name) for name, value in values.items()]
 
 
 def test_a_tensor_that_is_stored_transposed_is_written_in_its_order(tmp_path):
@@ -157,8 +157,8 @@ def test_operators_are_named_below_their_scope():
     scope = graph.root["h0"]["attn"]
     assert scope.op("Add", "x", "y") == "/h0/attn/Add"
     assert scope.op("Add", "x", "y", name="Residual") == "/h0/attn/Residual"
-    assert scope.op("Split", "x", None, outputs=2, num_outputs=2) == ("/h0/attn/Split:0", "/h0/attn/Split:1")
-    assert scope.op("Identity", "x", out=["logits"]) == "logits"
+    assert scope.op_several("Split", "x", None, outputs=2, num_outputs=2) == ("/h0/attn/Split:0", "/h0/attn/Split:1")
+    assert scope.op("Identity", "x", out="logits") == "logits"
     for name in ("/h0/attn/Add", "/h0/attn/Residual", "/h0/attn/Split:1", "logits"):
         graph.output(name, np.float32, None)
     nodes = graph.model().graph.node

@@ -54,7 +54,7 @@ def current_umask():
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError, CheckpointError])
 @pytest.mark.parametrize("to", TARGETS)
 def test_nothing_is_left_when_writing_fails(tmp_path, to, error):
-    def fail(name, size):
+    def fail(size, name):
         raise error("in the middle")
 
     with pytest.raises(error, match="in the middle"):
@@ -67,7 +67,7 @@ def test_forced_writing_that_fails_leaves_the_old_folder(tmp_path, to):
     write(SOURCE, tmp_path / "dst", to)
     before = {path.name: path.read_bytes() for path in (tmp_path / "dst").iterdir()}
 
-    def fail(name, size):
+    def fail(size, name):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OutputError, match="No space left on device"):
@@ -204,7 +204,7 @@ import neo_tf
 
 src, dst, to, force = sys.argv[1:]
 
-def progress(name, size):
+def progress(size, name):
     print("writing", flush=True)
     time.sleep(120)
 

@@ -188,6 +188,8 @@ def test_released_huggingface_config_is_read():
 def test_padding_outside_the_embedding_is_kept_from_transformers():
     assert "pad_token_id" not in FULL.replace(pad_token_id=100).to_huggingface()
     assert FULL.replace(pad_token_id=99).to_huggingface()["pad_token_id"] == 99
+    found = [FULL.replace(pad_token_id=token).pad_token_id_in_vocab for token in (0, 99, 100, None)]
+    assert found == [0, 99, None, None]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +197,7 @@ def test_padding_outside_the_embedding_is_kept_from_transformers():
     [
         ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
         ({"activation_function": "gelu"}, "activation_function 'gelu' is not supported"),  # erf, not tanh
+        ({"activation_function": "gelu", "activation_fn": None}, "activation_function 'gelu' is not supported"),
         ({"attention_layers": ["global", "local", "local"]}, r"\['global', 'local', 'local'\].*\[\['local', 'global"),
         ({"attention_types": None, "attention_layers": None}, "neither attention_types nor attention_layers"),
     ],

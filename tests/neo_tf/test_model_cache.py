@@ -133,7 +133,7 @@ def test_progress_is_shown_while_something_is_exported(cache, checkpoint):
     @contextlib.contextmanager
     def progress(size):
         seen.append(size)
-        yield lambda name, size: seen.append(name)
+        yield lambda size, name: seen.append(name)
 
     resolve_model(checkpoint, make_progress=progress)
     assert seen[0] == neo_tf.open_checkpoint(checkpoint).nbytes and "gpt2/wte" in seen

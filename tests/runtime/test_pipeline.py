@@ -10,7 +10,7 @@ import neo_tf
 from neo_tf.errors import CheckpointError, RequestError
 from neo_tf.runtime.engine.generation import Generation
 from neo_tf.runtime.engine.stopping import Stopping
-from neo_tf.runtime.sampling.beams import Hypothesis
+from neo_tf.runtime.sampling.beam_group import Hypothesis
 from neo_tf.text_generation import pipeline
 
 PROMPT = "def read_lines(path):"

@@ -34,7 +34,7 @@ def test_every_format_to_every_format_bit_for_bit(tmp_path, source, first, secon
 @pytest.mark.parametrize("to", FORMATS)
 def test_progress_tells_of_every_tensor_once(tmp_path, to):
     seen = []
-    checkpoint = neo_tf.convert(PADDED, tmp_path / "dst", to, progress=lambda name, size: seen.append((name, size)))
+    checkpoint = neo_tf.convert(PADDED, tmp_path / "dst", to, progress=lambda size, name: seen.append((name, size)))
     assert sorted(seen) == sorted((name, tensor.nbytes) for name, tensor in checkpoint.tensors.items())
 
 

@@ -7,8 +7,7 @@ import pytest
 from conftest import GOLDEN
 
 from neo_tf.cli import main
-from neo_tf.cli.generation_options import LEFT_OUT, OPTIONS
-from neo_tf.runtime.arguments import GenerateArguments
+from neo_tf.runtime.argument_table import ARGUMENTS
 from neo_tf.runtime.engine.lookup import PromptLookup
 from neo_tf.text_generation import pipeline
 
@@ -99,8 +98,35 @@ def test_standard_input_is_a_prompt(generate, demo_folder):
     assert generate(demo_folder, "--max-new-tokens", 5, stdin=PROMPT + "\n") == expected
 
 
-def test_every_argument_has_an_option_or_is_left_out_by_name():
-    assert sorted([*OPTIONS, *LEFT_OUT]) == sorted(GenerateArguments.DEFAULTS)
+FLAG = {name: f"--{name.replace('_', '-')}" for name in ARGUMENTS}
+NOT_ON_A_COMMAND_LINE = {"streamer", "logits_processor", "output_scores", "output_logits", "pad_token_id"}
+
+
+def test_help_has_each_argument_whole_in_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.argv", ["neo-tf", "generate", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 80 and "…" not in told
+    begun = {line.split()[1] for line in told.splitlines() if line.startswith("│ --")}
+    shown = {name for name in FLAG if FLAG[name] in begun or FLAG[name].replace("--", "--no-", 1) in begun}
+    assert shown == ARGUMENTS.keys() - NOT_ON_A_COMMAND_LINE
+    words = " ".join("".join(line[42:].strip(" │") + " " for line in told.splitlines()).split())
+    assert "Stop after this number of new tokens. Without this and --max-length the limit is 256" in words
+
+
+def test_a_flag_is_taken_in_both_forms(generate, demo_folder):
+    for name, new in (("return-full-text", False), ("no-return-full-text", True)):
+        code, out, _ = generate(demo_folder, PROMPT, "--max-new-tokens", 3, f"--{name}")
+        assert code == 0 and out.startswith(PROMPT) is not new
+
+
+@pytest.mark.parametrize("options", [["--eos-token-id", "0,12"], ["--eos-token-id", 0, "--eos-token-id", "12"]])
+def test_token_ids_are_given_with_commas_or_one_by_one(generate, demo_folder, options):
+    generator = pipeline("text-generation", model=demo_folder)
+    (expected,) = generator(PROMPT, max_new_tokens=20, eos_token_id=[0, 12])
+    assert generate(demo_folder, PROMPT, "--max-new-tokens", 20, *options)[1] == expected["generated_text"] + "\n"
 
 
 def test_the_rarer_arguments_reach_the_pipeline(generate, demo_folder):

@@ -204,7 +204,7 @@ def test_a_text_adds_perplexity_and_goes_on_past_the_context(demo_folder, monkey
     ids = np.asarray(Tokenizer(demo_folder).encode(text)[:600])
     losses = []
     for piece in (ids[:512], ids[512:]):
-        logits = Session(demo_folder).prefill(0, piece, 0, keep=0)[:-1].astype(np.float64)
+        logits = Session(demo_folder).prefill(0, piece, 0, logits_of="all")[:-1].astype(np.float64)
         losses += list(np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(piece) - 1), piece[1:]])
     assert found[0].perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
     assert found[1].perplexity == pytest.approx(found[0].source_perplexity, rel=1e-5)

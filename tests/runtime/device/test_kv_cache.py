@@ -1,6 +1,7 @@
 """The cache's memory, and local layers whose cache is shorter than the sequence."""
 
 import numpy as np
+import onnx
 import pytest
 from conftest import GOLDEN, TOLERANCE
 
@@ -23,11 +24,11 @@ class Binding:
     def __init__(self):
         self.inputs, self.outputs = {}, {}
 
-    def bind_input(self, name, device, device_id, dtype, shape, address):
-        self.inputs[name] = (device, device_id, np.dtype(dtype), tuple(shape), address)
+    def bind_input(self, name, device, device_id, element_type, shape, address):
+        self.inputs[name] = (device, device_id, element_type, tuple(shape), address)
 
-    def bind_output(self, name, device, device_id, dtype, shape, address):
-        self.outputs[name] = (device, device_id, np.dtype(dtype), tuple(shape), address)
+    def bind_output(self, name, device, device_id, element_type, shape, address):
+        self.outputs[name] = (device, device_id, element_type, tuple(shape), address)
 
 
 def bound(cache, slot, rows):
@@ -65,7 +66,7 @@ def test_past_and_present_are_one_buffer_and_slots_do_not_overlap():
             places = [slot.inputs[f"past_key_values.{layer}.{part}"] for slot in slots]
             assert places == [slot.outputs[f"present.{layer}.{part}"] for slot in slots]
             assert {place[:4] for place in places} == {
-                ("cpu", 0, np.dtype(np.float16), (1, 4, capacity(MIXED, layer), 8))
+                ("cpu", 0, onnx.TensorProto.FLOAT16, (1, 4, capacity(MIXED, layer), 8))
             }
             addresses = [place[4] for place in places]
             assert np.diff(addresses).tolist() == [4 * capacity(MIXED, layer) * 8 * 2] * 2
@@ -103,7 +104,7 @@ def check(logits, row, every_position):
 @pytest.mark.parametrize("first", [edge for edge in [1, 2, *EDGES] if edge <= 256])
 def test_steps_after_a_prefill_of_any_length(windowed, every_position, first):
     for row, ids in enumerate(every_position[0]):
-        logits = [windowed.prefill(0, ids[:first], 0, keep=0)]
+        logits = [windowed.prefill(0, ids[:first], 0, logits_of="all")]
         for position in range(first, 256):
             logits.append(windowed.decode(0, ids[[position]], np.array([position])).copy())
         check(np.concatenate(logits), row, every_position)
@@ -112,7 +113,7 @@ def test_steps_after_a_prefill_of_any_length(windowed, every_position, first):
 @pytest.mark.parametrize("size", [3, 50, *(edge for edge in EDGES if edge < 256)])
 def test_chunks_of_any_size(windowed, every_position, size):
     for row, ids in enumerate(every_position[0]):
-        chunks = [windowed.prefill(0, ids[past : past + size], past, keep=0) for past in range(0, 256, size)]
+        chunks = [windowed.prefill(0, ids[past : past + size], past, logits_of="all") for past in range(0, 256, size)]
         check(np.concatenate(chunks), row, every_position)
 
 
@@ -120,13 +121,13 @@ def test_chunks_of_any_size(windowed, every_position, size):
 def test_a_chunk_after_steps_in_a_full_window(windowed, every_position, steps):
     """Prefill, decode until the cache has been compacted or nearly, then a chunk longer than the window."""
     for row, ids in enumerate(every_position[0]):
-        logits, past = [windowed.prefill(0, ids[:20], 0, keep=0)], 20
+        logits, past = [windowed.prefill(0, ids[:20], 0, logits_of="all")], 20
         while past < 256:
             for position in range(past, min(past + steps, 256)):
                 logits.append(windowed.decode(0, ids[[position]], np.array([position])).copy())
                 past += 1
             if past < 256:
-                logits.append(windowed.prefill(0, ids[past : past + 40], past, keep=0))
+                logits.append(windowed.prefill(0, ids[past : past + 40], past, logits_of="all"))
                 past += len(logits[-1])
         check(np.concatenate(logits), row, every_position)
 
@@ -136,7 +137,9 @@ def test_rows_compact_at_different_steps(exported, every_position):
     ids = every_position[0]
     starts, rows = [1, 17, 40, 79, 80, 81], [0, 1, 0, 1, 0, 1]
     session = Session(exported(GOLDEN / "tiny-local-radius"), slots=6, device="cpu")
-    logits = [list(session.prefill(slot, ids[row, : starts[slot]], 0, keep=0)) for slot, row in enumerate(rows)]
+    logits = [
+        list(session.prefill(slot, ids[row, : starts[slot]], 0, logits_of="all")) for slot, row in enumerate(rows)
+    ]
     past = np.array(starts)
     while past.min() < 256:
         running = np.flatnonzero(past < 256)

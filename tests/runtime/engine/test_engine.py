@@ -495,7 +495,7 @@ def test_a_request_that_cannot_begin_fails_alone_and_gives_its_slots_back(engine
     "values, told",
     [
         ({"max_new_tokens": 4.0}, "max_new_tokens must be a whole number"),
-        ({"min_new_tokens": -1}, "min_new_tokens must not be negative"),
+        ({"min_new_tokens": -1}, "min_new_tokens must be at least 0"),
         ({"stop_token_ids": 5}, "stop_token_ids must be token ids"),
         ({"prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 10**9}, "max_matching_ngram_size must be from 1"),
         ({"beams": GROUPS, "sampling": SamplingOptions(do_sample=True)}, "num_beam_groups with do_sample=True"),

@@ -22,7 +22,12 @@ MODELS = {
 def counted(session):
     """Lets a session count its runs: [tokens of each]."""
     runs, prefill, decode = [], session.prefill, session.decode
-    session.prefill = lambda slot, ids, past, keep=1: (runs.append(len(ids)), prefill(slot, ids, past, keep))[1]
+
+    def counted_prefill(slot, ids, past, logits_of=1):
+        runs.append(len(ids))
+        return prefill(slot, ids, past, logits_of)
+
+    session.prefill = counted_prefill
     session.decode = lambda first, ids, past: (runs.append(1), decode(first, ids, past))[1]
     return runs
 

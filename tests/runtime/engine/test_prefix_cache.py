@@ -20,9 +20,9 @@ def prefilled(session):
     """Lets a session note the tokens of its prompts: [(slot, past, tokens)]."""
     runs, prefill = [], session.prefill
 
-    def noted(slot, ids, past, keep=1):
+    def noted(slot, ids, past, logits_of=1):
         runs.append((slot, past, len(ids)))
-        return prefill(slot, ids, past, keep)
+        return prefill(slot, ids, past, logits_of)
 
     session.prefill = noted
     return runs

@@ -154,10 +154,10 @@ def test_a_failing_step_fails_those_in_it_and_no_others(service, monkeypatch):
             raise RuntimeError("no such\nmemory")
         return decode(first, token_ids, past)
 
-    def failing_prefill(slot, token_ids, past, keep=1):
+    def failing_prefill(slot, token_ids, past, logits_of=1):
         if 88 in token_ids:
             raise RuntimeError("prefill broke")
-        return prefill(slot, token_ids, past, keep)
+        return prefill(slot, token_ids, past, logits_of)
 
     monkeypatch.setattr(session, "decode", failing)
     monkeypatch.setattr(session, "prefill", failing_prefill)
