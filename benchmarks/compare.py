@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neo_tf.atomic import new_file
+from neo_tf.cli.benchmark_report import ReportFiles
 from neo_tf.cli.console import count_progress, results, summary_table
 from neo_tf.errors import NeoTFError
 from neo_tf.evaluation.machine import describe_machine, memory_bandwidth, peak_memory
@@ -57,7 +57,8 @@ class Task:
         """Tokens a second of a continuation; milliseconds of a prefill."""
         if self.count == 1:
             return f"{seconds * 1e3:.0f} ms"
-        return f"{(1 if self.after_first else self.batch * self.count) / seconds:.1f}/s"
+        tokens = 1 if self.after_first else self.batch * self.count
+        return f"{tokens / seconds:.1f}/s"
 
 
 TASKS = {
@@ -150,41 +151,57 @@ def main():
 
 def run_and_show(options, compare, show):
     """Calls compare(options), writes its report to options.json where that is given, and shows it."""
-    output = new_file(options.json) if options.json else contextlib.nullcontext()
-    with output as path:
+    with ReportFiles.open(options.json) as files:
         report = compare(options)
-        if path:
-            path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        files.write(report)
     show(report)
 
 
 def make_parser(description, peers, rounds):
     """A parser of what every comparison takes: systems, rounds, threads, and a file for the report."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", action="append", required=True, type=parse_ours, metavar="PRECISION=ONNX_DIR")
     parser.add_argument(
-        *("--peer", "-p"),
+        "--ours",
+        action="append",
+        required=True,
+        type=parse_ours,
+        metavar="PRECISION=ONNX_DIR",
+        help="a folder of neo-tf and the precision to run; give it several times for several folders",
+    )
+    parser.add_argument(
+        "--peer",
+        "-p",
         action="append",
         default=[],
         type=lambda text: parse_peer(text, peers),
         metavar="KIND:PRECISION=PYTHON:MODEL_DIR",
-        help=f"KIND is {', '.join(peers)}; PRECISION {', '.join(PRECISIONS)}; PYTHON that of the peer's environment",
+        help=f"a peer to compare with: KIND is {', '.join(peers)}; PRECISION is {', '.join(PRECISIONS)}; PYTHON is the "
+        "python of the peer's environment",
     )
-    parser.add_argument("--rounds", type=int, default=rounds, help="of which the medians are taken")
-    parser.add_argument("--threads", type=int, default=0, help="of every system; each one's own choice by default")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where all figures are written")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=rounds,
+        help="the number of rounds; the medians are shown (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="the number of threads of every system; by default each one chooses"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     return parser
 
 
 def parse():
-    """The command line."""
+    """Parses the command line."""
     parser = make_parser(__doc__, PEERS, rounds=5)
-    parser.add_argument("--tasks", default=",".join(TASKS), help="default: %(default)s")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="the tasks to run (default: %(default)s)")
     options = parser.parse_args()
     options.tasks = options.tasks.split(",")
     unknown = [name for name in options.tasks if name not in TASKS]
-    if unknown or options.rounds < 1:
-        parser.error(f"unknown task {unknown[0]!r}" if unknown else "--rounds must be at least 1")
+    if unknown:
+        parser.error(f"unknown task {unknown[0]!r}")
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
     return options
 
 
@@ -200,7 +217,8 @@ def parse_peer(text, kinds):
     kind, _, precision = name.partition(":")
     if kind not in kinds:
         raise argparse.ArgumentTypeError(f"unknown kind {kind!r} in {text!r} (known: {', '.join(kinds)})")
-    return _system(kind, precision, *place.partition(":")[::2])
+    python, _, folder = place.partition(":")
+    return _system(kind, precision, python, folder)
 
 
 def _system(kind, precision, python, folder):
@@ -213,7 +231,8 @@ def _system(kind, precision, python, folder):
 
 def compare(options):
     """Runs all systems in turn and returns the figures, for JSON."""
-    systems, tasks = [*options.ours, *options.peer], {name: TASKS[name] for name in options.tasks}
+    systems = [*options.ours, *options.peer]
+    tasks = {name: TASKS[name] for name in options.tasks}
     config = json.loads((Path(options.ours[0].folder) / "config.json").read_text())
     prompts = np.random.default_rng(0).integers(0, config["vocab_size"], (8, 2048))
     bandwidth, threads = [], options.threads or physical_cores()
@@ -223,28 +242,21 @@ def compare(options):
         return worker.run(prompts[: task.batch, : task.prompt].tolist(), count, task.after_first)
 
     work = len(systems) * len(tasks) * (options.rounds + 1)
-    with contextlib.ExitStack() as stack, count_progress("comparing", work) as progress:
-        workers = []
-        for system in systems:
-            workers.append(Worker(system, options.threads, max(task.batch for task in tasks.values())))
-            stack.callback(workers[-1].close)
-            workers[-1].load()
+    largest = max(task.batch for task in tasks.values())
+    with loaded(systems, options.threads, largest) as workers, count_progress("comparing", work) as progress:
         for worker in workers:  # every shape once: kernels are chosen, buffers made
             for task in tasks.values():
                 run(worker, task, min(task.count, 4))
                 progress(1)
         for number in range(options.rounds):
             for name, task in tasks.items():
-                # Another one begins in each round.
-                for worker in (*workers[number % len(workers) :], *workers[: number % len(workers)]):
+                for worker in in_turn(workers, number):
                     answer = run(worker, task, task.count)
                     worker.system.times.setdefault(name, []).append(task.time(answer))
                     if name == "decode":
                         worker.system.tokens = answer["tokens"][0]
                     progress(1)
             bandwidth.append(memory_bandwidth(threads))
-        for worker in workers:
-            worker.system.peak_memory_bytes = peak_memory(worker.process.pid)
     speed = statistics.median(bandwidth)
     return {
         "machine": describe_machine(),
@@ -254,11 +266,40 @@ def compare(options):
     }
 
 
+def find_base(system, ours):
+    """Our system that a peer is compared with: the one of the same precision, or else the first one."""
+    return next((other for other in ours if other.precision == system.precision), ours[0])
+
+
+def describe_system(system):
+    """The figures of a system that every comparison reports."""
+    return {name: getattr(system, name) for name in ("name", "folder", "versions", "load_s", "peak_memory_bytes")}
+
+
+@contextlib.contextmanager
+def loaded(systems, threads, batch):
+    """Yields a Worker for each system, with its model loaded. At the end, notes their memory and closes them."""
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for system in systems:
+            workers.append(Worker(system, threads, batch))
+            stack.callback(workers[-1].close)
+            workers[-1].load()
+        yield workers
+        for worker in workers:
+            worker.system.peak_memory_bytes = peak_memory(worker.process.pid)
+
+
+def in_turn(workers, number):
+    """The workers in the order of a round: each round begins with another one."""
+    first = number % len(workers)
+    return [*workers[first:], *workers[:first]]
+
+
 def _figures(system, ours, speed):
-    """What is told of a system: medians over the rounds; ratios as medians of the rounds' own."""
-    same = [other for other in ours if other.precision == system.precision]
-    base = (same or ours)[0]
-    figures = {name: getattr(system, name) for name in ("name", "folder", "versions", "load_s", "peak_memory_bytes")}
+    """The report of a system: medians over the rounds, and ratios as medians of each round's own ratio."""
+    base = find_base(system, ours)
+    figures = describe_system(system)
     figures["seconds"] = {name: statistics.median(times) for name, times in system.times.items()}
     figures["samples"] = system.times
     if system in ours:
@@ -279,16 +320,8 @@ def _figures(system, ours, speed):
 
 def show(report):
     """Prints the table: each system's figures, and for a peer, how many times as fast neo-tf is."""
-    names = list(report["systems"][0]["seconds"])
-    table = summary_table("system", *(TASKS[name].title for name in names), "memory", "load")
-    for system in report["systems"]:
-        cells = [TASKS[name].show(system["seconds"][name]) for name in names]
-        memory = readable_bytes(system["peak_memory_bytes"]) if system["peak_memory_bytes"] else "not known"
-        table.add_row(system["name"], *cells, memory, f"{system['load_s']:.1f} s")
-        if "ratio" in system:
-            table.add_row(f"  {system['against']} to it", *(f"{system['ratio'][name]:.2f}x" for name in names), "", "")
-    results.print(table)
-    results.print(f"medians of {report['settings']['rounds']} rounds; ratios are medians of each round's own")
+    titles = {name: TASKS[name].title for name in report["systems"][0]["seconds"]}
+    show_systems(report, titles, lambda system, name: TASKS[name].show(system["seconds"][name]))
     for system in report["systems"]:
         if "same_tokens" in system:
             results.print(f"{system['name']}: {'the same tokens' if system['same_tokens'] else 'OTHER TOKENS'} as ours")
@@ -296,6 +329,26 @@ def show(report):
             read, share = readable_bytes(system["bytes_per_token"]), system["share_of_floor"]
             results.print(f"{system['name']}: {read} a token, {share:.0%} of the floor, its prompt's time included")
     results.print(f"memory bandwidth {readable_bytes(report['bandwidth']['bytes_per_s'])}/s")
+
+
+def show_systems(report, titles, cell):
+    """Prints a table with a row for each system, and below a peer's row the ratios of our figures to its own.
+
+    Args:
+        report: {"systems", "settings"}: see compare.
+        titles: {figure: title of its column}.
+        cell: A function from a system and a figure to the figure's text.
+    """
+    table = summary_table("system", *titles.values(), "memory", "load")
+    for system in report["systems"]:
+        cells = [cell(system, name) for name in titles]
+        memory = readable_bytes(system["peak_memory_bytes"]) if system["peak_memory_bytes"] else "not known"
+        table.add_row(system["name"], *cells, memory, f"{system['load_s']:.1f} s")
+        if "ratio" in system:
+            ratios = [f"{system['ratio'][name]:.2f}x" for name in titles]
+            table.add_row(f"  {system['against']} to it", *ratios, "", "")
+    results.print(table)
+    results.print(f"medians of {report['settings']['rounds']} rounds; ratios are medians of each round's own")
 
 
 if __name__ == "__main__":

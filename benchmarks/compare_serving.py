@@ -7,31 +7,29 @@ The requests are those of `neo-tf benchmark --requests`; docs/benchmarks.md says
 are made. Its paged attention computes every layer as a global one: past the local window it is another model.
 """
 
-import contextlib
 import statistics
 import sys
 import time
 
-from compare import Worker, make_parser, run_and_show
+from compare import describe_system, find_base, in_turn, loaded, make_parser, run_and_show, show_systems
 
-from neo_tf.cli.console import count_progress, results, summary_table
+from neo_tf.cli.console import count_progress, results
 from neo_tf.errors import NeoTFError
-from neo_tf.evaluation.machine import describe_machine, peak_memory
+from neo_tf.evaluation.machine import describe_machine
 from neo_tf.evaluation.serving import ServingSettings, Task, describe_workload, make_workload, medians, summary
 from neo_tf.onnx_folder import OnnxFolder
 from neo_tf.runtime.device.machine import physical_cores
-from neo_tf.sizes import readable_bytes
 
 PEERS = ("openvino-paged",)
 ANOTHER_MODEL = "its paged attention computes every layer as a global one: past the local window it is another model"
-# Of the table: a title, the figure, what it is multiplied by, its unit.
-_COLUMNS = (
-    ("tokens/s", "tokens_per_s", 1, ""),
-    ("first token p50", "first_token_p50_ms", 1e-3, " s"),
-    ("p99", "first_token_p99_ms", 1e-3, " s"),
-    ("between tokens p50", "inter_token_p50_ms", 1, " ms"),
-    ("p99", "inter_token_p99_ms", 1, " ms"),
-)
+# The columns of the table: {figure: (title, factor of the figure, unit)}.
+_COLUMNS = {
+    "tokens_per_s": ("tokens/s", 1, ""),
+    "first_token_p50_ms": ("first token p50", 1e-3, " s"),
+    "first_token_p99_ms": ("p99", 1e-3, " s"),
+    "inter_token_p50_ms": ("between tokens p50", 1, " ms"),
+    "inter_token_p99_ms": ("p99", 1, " ms"),
+}
 
 
 def main():
@@ -40,10 +38,14 @@ def main():
 
 
 def parse():
-    """The command line."""
+    """Parses the command line."""
     parser = make_parser(__doc__, PEERS, rounds=3)
-    parser.add_argument("--requests", type=int, default=64, help="all submitted at once")
-    parser.add_argument("--slots", type=int, help="of neo-tf; its default as in `neo-tf benchmark`")
+    parser.add_argument(
+        "--requests", type=int, default=64, help="the number of requests, which are all submitted at once (default: 64)"
+    )
+    parser.add_argument(
+        "--slots", type=int, help="the number of requests that neo-tf runs at the same time (default: 16)"
+    )
     return parser.parse_args()
 
 
@@ -63,25 +65,18 @@ def compare(options):
             raise NeoTFError(f"{worker.system.name} did not give each request the tokens that it asked for")
         return times
 
+    work = len(systems) * (settings.rounds + 1)
     with (
-        contextlib.ExitStack() as stack,
-        count_progress("comparing", len(systems) * (settings.rounds + 1)) as progress,
+        loaded(systems, options.threads, settings.slots) as workers,
+        count_progress("comparing", work) as progress,
     ):
-        workers = []
-        for system in systems:
-            workers.append(Worker(system, options.threads, settings.slots))
-            stack.callback(workers[-1].close)
-            workers[-1].load()
         for worker in workers:  # buffers are made
             run(worker, short)
             progress(1)
         for number in range(settings.rounds):
-            # Another one begins in each round.
-            for worker in (*workers[number % len(workers) :], *workers[: number % len(workers)]):
+            for worker in in_turn(workers, number):
                 samples[worker.system.name].append(summary(run(worker, workload)))
                 progress(1)
-        for worker in workers:
-            worker.system.peak_memory_bytes = peak_memory(worker.process.pid)
     return {
         "machine": describe_machine(),
         "settings": asked | {"slots": settings.slots, "threads": options.threads or physical_cores()},
@@ -91,22 +86,22 @@ def compare(options):
 
 
 def _figures(system, ours, samples):
-    """What is told of a system: medians over the rounds; ratios as medians of the rounds' own, above 1 for neo-tf."""
-    figures = {name: getattr(system, name) for name in ("name", "folder", "versions", "load_s", "peak_memory_bytes")}
+    """The report of a system: medians over the rounds, and medians of each round's ratio, above 1 for neo-tf."""
     own = samples[system.name]
-    figures |= {**medians(own), "samples": own}
+    figures = describe_system(system) | medians(own) | {"samples": own}
     if system in ours:
         return figures
-    base = next((other for other in ours if other.precision == system.precision), ours[0]).name
+    base = find_base(system, ours).name
     pairs = list(zip(samples[base], own, strict=True))
 
     def ratio(name):
-        more = name == "tokens_per_s"  # is better
-        return statistics.median(mine[name] / its[name] if more else its[name] / mine[name] for mine, its in pairs)
+        if name == "tokens_per_s":  # more is better
+            return statistics.median(mine[name] / its[name] for mine, its in pairs)
+        return statistics.median(its[name] / mine[name] for mine, its in pairs)
 
     return figures | {
         "against": base,
-        "ratio": {name: ratio(name) for _, name, _, _ in _COLUMNS},
+        "ratio": {name: ratio(name) for name in _COLUMNS},
         "note": ANOTHER_MODEL,
     }
 
@@ -118,16 +113,12 @@ def show(report):
         f"{work['requests']} requests, all submitted at once: {work['prompt_tokens']:,} tokens of prompts, "
         f"{work['new_tokens']:,} new ones; {settings['slots']} slots of neo-tf, {settings['threads']} threads"
     )
-    table = summary_table("system", *(title for title, _, _, _ in _COLUMNS), "memory", "load")
-    for system in report["systems"]:
-        cells = [f"{system[name] * scale:,.1f}{unit}" for _, name, scale, unit in _COLUMNS]
-        memory = readable_bytes(system["peak_memory_bytes"]) if system["peak_memory_bytes"] else "not known"
-        table.add_row(system["name"], *cells, memory, f"{system['load_s']:.1f} s")
-        if "ratio" in system:
-            ratios = (f"{system['ratio'][name]:.2f}x" for _, name, _, _ in _COLUMNS)
-            table.add_row(f"  {system['against']} to it", *ratios, "", "")
-    results.print(table)
-    results.print(f"medians of {settings['rounds']} rounds; ratios are medians of each round's own")
+
+    def cell(system, name):
+        _, factor, unit = _COLUMNS[name]
+        return f"{system[name] * factor:,.1f}{unit}"
+
+    show_systems(report, {name: title for name, (title, _, _) in _COLUMNS.items()}, cell)
     for system in report["systems"]:
         if "note" in system:
             results.print(f"{system['name']}: {system['note']}")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from neo_tf.cli.console import count_progress, results, summary_table
+from neo_tf.progress import no_progress
 from neo_tf.runtime.device.session import Session
 from neo_tf.runtime.engine.engine import Engine
 from neo_tf.runtime.engine.request import Request
@@ -37,13 +38,21 @@ def texts(n_vocab, seed=0):
     }
 
 
-def measure(session, new_tokens, rounds, num_tokens, progress=None):
-    """Seconds of each text and way: {name: [(plain, with lookup), ...]}.
+def measure(session, new_tokens, rounds, num_tokens, progress=no_progress):
+    """Measures the seconds of each text in both ways: {name: [(plain, with lookup), ...]}.
+
+    Args:
+        session: The Session that runs them.
+        new_tokens: The number of tokens of each text.
+        rounds: The number of samples of each text.
+        num_tokens: The value of prompt_lookup_num_tokens.
+        progress: Called with 1 after each text, three times a round.
 
     Raises:
-        AssertionError: the tokens are not the same.
+        AssertionError: The tokens of both ways are not the same.
     """
-    engine, found = Engine(session, prefix_cache_bytes=0), {}
+    engine = Engine(session, prefix_cache_bytes=0)
+    found = {}
     for _ in range(rounds):
         for name, (prompt, sampling) in texts(session.config.n_vocab).items():
             seconds, tokens = [], []
@@ -55,8 +64,7 @@ def measure(session, new_tokens, rounds, num_tokens, progress=None):
                 tokens.append(generation.tokens)
             assert tokens[0] == tokens[1], f"{name}: other tokens with prompt lookup"
             found.setdefault(name, []).append(tuple(seconds))
-            if progress:
-                progress(1)
+            progress(1)
     return found
 
 
@@ -64,11 +72,13 @@ def main():
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path, help="an ONNX folder")
-    parser.add_argument("--precision")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--new-tokens", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--num-tokens", type=int, default=10, help="prompt_lookup_num_tokens (10)")
+    parser.add_argument("--precision", help="the precision to run; by default the folder's first one")
+    parser.add_argument("--threads", type=int, help="the number of CPU threads; by default one for each core")
+    parser.add_argument("--new-tokens", type=int, default=200, help="the number of tokens of each text (default: 200)")
+    parser.add_argument("--rounds", type=int, default=7, help="the number of rounds (default: 7)")
+    parser.add_argument(
+        "--num-tokens", type=int, default=10, help="the value of prompt_lookup_num_tokens (default: 10)"
+    )
     arguments = parser.parse_args()
     session = Session(arguments.model, threads=arguments.threads, precision=arguments.precision)
     with count_progress("measuring", 3 * arguments.rounds) as progress:

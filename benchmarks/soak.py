@@ -1,9 +1,9 @@
-"""Many requests of all kinds through one service: is memory flat, is every slot free again, is none stuck?
+"""Runs many requests of all kinds through one service, and checks memory and slots.
 
     python benchmarks/soak.py MODEL --requests 10000
 
-MODEL is an ONNX folder; a small one will do. Prints resident memory as requests end, and fails where it grew by more
-than --tolerance after the first 500, or where anything is left in the engine.
+MODEL is an ONNX folder; a small one will do. Prints the resident memory as requests end. Fails if memory grew by more
+than --tolerance after the first 500 requests, if a slot is not free at the end, or if a request never ends.
 """
 
 import argparse
@@ -24,13 +24,13 @@ _PATIENCE = 120  # seconds without any request's end: it is stuck
 
 
 def resident_bytes():
-    """Memory of this process that is resident now."""
+    """The resident memory of this process, in bytes."""
     fields = Path("/proc/self/status").read_text().split()
     return int(fields[fields.index("VmRSS:") + 1]) * 1024
 
 
 def random_request(rng, config):
-    """A request of any kind, on one of a few beginnings."""
+    """A request of a random kind. Its prompt begins like those of some others, which the prefix cache can use."""
     shared = rng.randrange(min(300, config.n_ctx // 2))
     beginning = random.Random(rng.randrange(5))
     prompt = [beginning.randrange(config.n_vocab) for _ in range(shared)]
@@ -54,20 +54,20 @@ def random_request(rng, config):
 
 
 def soak(folder, count, seed=0, slots=8, report=print):
-    """Runs so many requests, a tenth of them cancelled on the way.
+    """Runs requests of all kinds, and cancels a tenth of them on the way.
 
     Args:
-        folder: an ONNX folder.
-        count: requests.
-        seed: of what they are.
-        slots: sequences at once.
-        report: called with a line, each time another 500 have ended.
+        folder: An ONNX folder.
+        count: The number of requests.
+        seed: The seed of the random requests.
+        slots: The number of sequences that run at the same time.
+        report: Called with a line of text each time another 500 requests have ended.
 
     Returns:
         {"ended", "cancelled", "free_slots", "resident": [(requests, bytes)]}.
 
     Raises:
-        TimeoutError: nothing ends any more.
+        TimeoutError: No request has ended for two minutes.
     """
     engine, rng = Engine(Session(folder, slots=slots)), random.Random(seed)
     found = {"ended": 0, "cancelled": 0, "resident": []}
@@ -96,10 +96,12 @@ def soak(folder, count, seed=0, slots=8, report=print):
 def main():
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--slots", type=int, default=8)
-    parser.add_argument("--tolerance", type=float, default=5.0, help="MB that memory may grow by (5)")
+    parser.add_argument("model", type=Path, help="an ONNX folder")
+    parser.add_argument("--requests", type=int, default=10_000, help="the number of requests (default: 10000)")
+    parser.add_argument(
+        "--slots", type=int, default=8, help="the number of sequences that run at the same time (default: 8)"
+    )
+    parser.add_argument("--tolerance", type=float, default=5.0, help="the memory that may be added, in MB (default: 5)")
     arguments = parser.parse_args()
     found = soak(arguments.model, arguments.requests, slots=arguments.slots)
     sizes = [size for _, size in found["resident"]]

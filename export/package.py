@@ -7,11 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from neo_tf.atomic import new_folder
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
 from neo_tf.checkpoints.huggingface import write_tokenizer
+from neo_tf.checkpoints.open import OpenOptions
 from neo_tf.errors import RequestError
 from neo_tf.file_names import CONFIG_FILE
 from neo_tf.onnx_folder import DATA_FILE, DECODER, MODEL, OPS, PRECISION_TARGETS, PREFILL, graph_files
@@ -38,7 +39,7 @@ def export_onnx(
     n_vocab: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    **opening: Any,
+    **opening: Unpack[OpenOptions],
 ) -> Checkpoint:
     """Exports a checkpoint as an ONNX folder; the weights are written one by one.
 

@@ -121,6 +121,20 @@ def judge(tmp_path_factory):
     torch.set_num_threads(threads)
 
 
+def sums_differ_by(values, additions):
+    """How far two float32 computations of the same numbers may lie apart that add in another order.
+
+    The order belongs to the processor: to the width of its vectors, and to the kernel that its libraries choose for a
+    shape. An addition rounds by at most half of float32's epsilon, 2 ** -23, times what it adds up to; so a sum of
+    some additions is off by no more than so many times that, and two of them lie apart by no more than twice as much.
+
+    Args:
+        values: the numbers, an array; the largest one is taken for what the additions add up to.
+        additions: how many terms the last sum of each number has.
+    """
+    return additions * 2.0**-23 * float(np.abs(values).max())
+
+
 def run_cli(monkeypatch, capsys, *arguments):
     """(exit status, standard output, standard error) of the command, in this process."""
     from neo_tf.cli import main

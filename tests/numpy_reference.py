@@ -1,4 +1,4 @@
-"""The original's forward pass in float64 numpy, written from the golden notes alone: it judges combinations of options.
+"""The original's forward pass in float64 numpy, written from the golden notes: the reference for combined options.
 
 test_numpy_reference.py compares it with everything that the original itself computed.
 """
@@ -97,7 +97,7 @@ def _attn(params, var, scope, kind, x, rotary, heads, head):
 
 
 def _moe(given, var, scope, x):
-    """Every position of the batch in turn: first choices while their experts have room, then second ones."""
+    """Goes through the positions of the batch: first choices while their experts have capacity, then second ones."""
     params = {"moe_num_experts": 16, "moe_group_size": 1024, "moe_capacity_factor_eval": 2.0} | given
     flat, experts = x.reshape(-1, x.shape[-1]), params["moe_num_experts"]
     groups = max(1, len(flat) // params["moe_group_size"])
@@ -114,7 +114,7 @@ def _moe(given, var, scope, x):
         best, next_best = gates.max(-1), rest.max(-1)
         weights = [best / (best + next_best + 1e-9), next_best / (best + next_best + 1e-9)]
         used, counted = [0] * experts, [0] * experts
-        for place, row in enumerate(rows):  # the place counts even where there is no room
+        for place, row in enumerate(rows):  # the position counts even if it gets no place
             expert = first[place]
             if counted[expert] < room:
                 out[row] += weights[0][place] * _expert(var, scope, expert, flat[row])

@@ -1,4 +1,4 @@
-"""Options combined at random, as the original composes them: Keras and both graphs against float64 numpy."""
+"""Random combinations of the original's options: Keras and both graphs against float64 numpy."""
 
 import json
 import random
@@ -20,7 +20,7 @@ FLAGS = ("no_weight_tie", "rezero", "scalenorm", "macaron", "share_parameters", 
 
 
 def random_params(seed):
-    """An original config with options drawn at random; every one is on in a third of them."""
+    """An original config with random options; each option is on in a third of the configs."""
     draw = random.Random(seed)
     heads, head = draw.choice([(4, 8), (2, 4), (1, 48), (3, 6), (2, 16)])
     layers = draw.choice([2, 3, 4])
@@ -30,7 +30,7 @@ def random_params(seed):
     params |= {"local_attention_radius": draw.choice([1, 5, 16, 100]), "activation_fn": draw.choice([*ACTIVATIONS])}
     params |= {flag: True for flag in FLAGS if draw.random() < 1 / 3}
     if draw.random() < 1 / 3:
-        params["rotary_emb"] = draw.choice([True, False])  # false switches it on as well
+        params["rotary_emb"] = draw.choice([True, False])  # false switches it on too
     if draw.random() < 1 / 3:
         params["axial_pos_emb"] = draw.choice([[4, 16], [3, 5], [8, 3]])
     if draw.random() < 1 / 3:
@@ -39,7 +39,7 @@ def random_params(seed):
         policy = draw.choice(["all", "none", "threshold"])
         params["moe_layers"] = sorted(draw.sample(range(layers), 2))
         params["moe_params"] = {"moe_num_experts": 4, "moe_hidden_size": 20, "moe_second_policy_eval": policy}
-        params["moe_params"]["moe_capacity_factor_eval"] = 4.0  # room for all: see test_moe.py for less
+        params["moe_params"]["moe_capacity_factor_eval"] = 4.0  # enough capacity for all; test_moe.py has less
     return params
 
 
@@ -61,7 +61,7 @@ def test_options_compose_as_in_the_original(seed, tmp_path):
     checkpoint = random_checkpoint(params, seed, tmp_path)
     ids = np.random.default_rng(seed).integers(0, params["n_vocab"], (2, params["n_ctx"]))
     expected = forward(params, checkpoint.read, ids)
-    # float32 rounds a logit by so many parts of the largest hidden state; small models with large ones are drawn too.
+    # The rounding error of float32 grows with the largest logit, and some of the random models have large ones.
     tolerance = max(TOLERANCE, 1e-5 * np.abs(expected).max())
     what = json.dumps(params)
 
@@ -75,7 +75,7 @@ def test_options_compose_as_in_the_original(seed, tmp_path):
         whole = session.prefill(row, ids[row], 0, logits_of="all")
         assert np.abs(whole - expected[row]).max() < tolerance, what
         assert np.abs(portable.prefill(0, ids[row], 0, logits_of="all") - expected[row]).max() < tolerance, what
-        # A chunk, then the rest token by token: from the same slots, which held another sequence before.
+        # A chunk, then the rest token by token, in slots that held another sequence before.
         session.prefill(row, ids[row, :half], 0)
         portable.prefill(0, ids[row, :half], 0)
         for position in range(half, params["n_ctx"]):

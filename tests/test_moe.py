@@ -1,9 +1,9 @@
-"""Mixture of experts: Keras as the original computes it, graphs as a decoder must.
+"""Mixture of experts: Keras computes it like the original, and the graphs like a decoder must.
 
-In the original all positions of a batch compete for an expert's room (its capacity), second choices after all first
-ones: a token's logits depend on the rest of the batch, and on tokens that come later. Keras does the same, so that
-training and evaluation agree with the original. The graphs give every position both its experts: a sequence is the
-same alone and in company, and by prefill and token by token. That is the original with room for all.
+In the original all positions of a batch compete for an expert's capacity, second choices after all first ones: a
+token's logits depend on the rest of the batch and on later tokens. Keras does the same, so that training and evaluation
+agree with the original. The graphs give every position both its experts, so that a sequence's logits depend neither on
+its batch nor on the chunks of its prefill. This is the original with enough capacity for all positions.
 """
 
 import json
@@ -83,7 +83,7 @@ def test_an_expert_has_room_for_one_at_least():
     other = neo_tf.GPTNeo(roomy)
     for name, weight in other.canonical_weights.items():
         weight.assign(model.canonical_weights[name])
-    one_token = np.array([[5]])  # int(1 * 2.0 / 4) would be none
+    one_token = np.array([[5]])  # int(1 * 2.0 / 4) would be a capacity of 0
     assert np.abs(model(one_token) - other(one_token)).max() == 0
 
 

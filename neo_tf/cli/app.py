@@ -1,8 +1,8 @@
-"""The `neo-tf` command: its subcommands, and what becomes of errors."""
+"""The `neo-tf` command: its subcommands, and how errors end it."""
 
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -29,15 +29,18 @@ for _command in (convert, export, verify, generate, benchmark, init, info):
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False):
+def _root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     if version:
         print(f"neo-tf {neo_tf.__version__}")
         raise typer.Exit
 
 
-def main():
-    """Runs the command. What neo-tf refuses is one line on standard error and exit status 1; wrong usage has 2."""
-    # As for Ctrl-C: what is half written is removed on the way out.
+def main() -> NoReturn:
+    """Runs the command, and exits.
+
+    The exit status is 1 where neo-tf refuses something, which is one line on standard error, and 2 for wrong usage.
+    """
+    # SIGTERM ends the command like Ctrl-C does: what is half written is removed on the way out.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         status = app(standalone_mode=False)
@@ -53,20 +56,22 @@ def main():
     except MemoryError:
         _fail(NeoTFError("not enough memory"))
     except Exception as error:
-        # typer's own errors of usage; it keeps their class to itself.
         if not hasattr(error, "format_message"):
             raise
-        if type(error).__name__ == "NoArgsIsHelpError":
-            error.show()
-        else:
-            print(
-                f"error: {' '.join(error.format_message().split()).replace('Value error, ', '')} (see --help)",
-                file=sys.stderr,
-            )
-        raise SystemExit(2) from None
+        _fail_usage(error)
     raise SystemExit(status if isinstance(status, int) else 0)
 
 
-def _fail(error):
+def _fail(error: NeoTFError) -> NoReturn:
     print(f"error: {one_line(error)}", file=sys.stderr)
     raise SystemExit(1) from None
+
+
+def _fail_usage(error: Any) -> NoReturn:
+    """Ends the command for an error of typer, which keeps their classes to itself."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        message = " ".join(error.format_message().split()).replace("Value error, ", "")
+        print(f"error: {message} (see --help)", file=sys.stderr)
+    raise SystemExit(2) from None

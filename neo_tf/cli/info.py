@@ -10,6 +10,7 @@ import typer
 from neo_tf.cli.console import results, summary_table
 from neo_tf.config import GPTNeoConfig
 from neo_tf.config_values import ORIGINAL_ONLY_KEYS
+from neo_tf.file_names import TOKENIZER_FILE
 from neo_tf.onnx_folder import OnnxFolder
 from neo_tf.sizes import readable_bytes
 from neo_tf.variables import count_parameters
@@ -57,7 +58,7 @@ def _describe_onnx(folder: OnnxFolder) -> dict[str, str]:
         cache = "bf16"
     else:
         cache = "fp16"
-    tokenizer = folder.path / "tokenizer.json"
+    tokenizer = folder.path / TOKENIZER_FILE
     text = tokenizer.read_text("utf-8", errors="replace") if tokenizer.is_file() else None
     weights = folder.data_path.stat().st_size
     rows = {"format": f"ONNX folder for {place}"}

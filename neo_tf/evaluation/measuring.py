@@ -22,25 +22,24 @@ if TYPE_CHECKING:
 STEPS = 32  # the decode steps of one sample
 
 
-class TimedSession:
-    """A Session that adds up the seconds of its decode steps, in `seconds`."""
+class TimedSession(Session):
+    """A Session that adds up the seconds of its decode steps.
 
-    def __init__(self, session: Session):
-        self._session = session
-        self.seconds = 0.0
+    Attributes:
+        seconds: The sum, which may be set to 0 again.
+    """
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
+    seconds = 0.0
 
-    def decode(self, *arguments: Any) -> np.ndarray:
+    def decode(self, first: int, token_ids: np.ndarray, past: np.ndarray) -> np.ndarray:
         """See Session.decode."""
         start = time.perf_counter()
-        logits = self._session.decode(*arguments)
+        logits = super().decode(first, token_ids, past)
         self.seconds += time.perf_counter() - start
         return logits
 
 
-def describe_run(session: Session | TimedSession, settings: Settings | ServingSettings) -> dict[str, Any]:
+def describe_run(session: Session, settings: Settings | ServingSettings) -> dict[str, Any]:
     """What was measured, and where: {"model", "machine", "versions", "settings"}."""
     used = {
         "device": session.device,
@@ -55,7 +54,7 @@ def describe_run(session: Session | TimedSession, settings: Settings | ServingSe
     }
 
 
-def describe_model(session: Session | TimedSession) -> dict[str, Any]:
+def describe_model(session: Session) -> dict[str, Any]:
     """What a session runs: {"folder", "precision", "parameters", "n_ctx"}, and sizes in bytes."""
     folder = session.folder
     try:

@@ -56,5 +56,6 @@ class PortableSession:
         feed["position_ids"] = np.arange(past, past + count, dtype=np.int64)[None]
         # The graph takes 0 for all tokens, and cannot leave the logits out.
         feed["num_logits_to_keep"] = np.array([0 if logits_of == "all" else max(logits_of, 1)], np.int64)
-        logits, *self._cache = self._session.run(["logits", *(part.present for part in self._parts)], feed)
+        outputs = self._session.run(["logits", *(part.present for part in self._parts)], feed)
+        logits, *self._cache = [np.asarray(output) for output in outputs]
         return logits[0, :0] if logits_of == 0 else logits[0]

@@ -17,7 +17,6 @@ from neo_tf.evaluation.machine import peak_memory
 from neo_tf.evaluation.measuring import STEPS, TimedSession, describe_run
 from neo_tf.onnx_folder import OnnxFolder
 from neo_tf.progress import Progress, no_progress
-from neo_tf.runtime.device.session import Session
 from neo_tf.runtime.engine.engine import Engine
 from neo_tf.runtime.engine.request import Request
 
@@ -160,7 +159,7 @@ class _ServingRounds:
         self._workloads = workloads
         self._progress = progress
         self.samples: dict[str, list] = {name: [] for name in (*WAYS, "engine")}
-        self.session = TimedSession(self._load(settings.slots))
+        self.session = self._load(settings.slots)
         self._engines = {"together": Engine(self.session)}
         self._warm("together", settings.slots)
         self.peak_memory_bytes: int | None = None
@@ -180,9 +179,9 @@ class _ServingRounds:
         self._rest()
         self.samples["engine"].append([self._own_time(batch) for batch in self._settings.batches])
 
-    def _load(self, slots: int) -> Session:
+    def _load(self, slots: int) -> TimedSession:
         settings = self._settings
-        return Session(self._folder, slots, settings.device, settings.threads, settings.precision)
+        return TimedSession(self._folder, slots, settings.device, settings.threads, settings.precision)
 
     def _warm(self, way: str, count: int) -> None:
         """Binds buffers for every number of rows: in each step another prompt joins."""

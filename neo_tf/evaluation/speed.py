@@ -19,7 +19,6 @@ from neo_tf.evaluation.measuring import STEPS, TimedSession, describe_run
 from neo_tf.onnx_folder import OnnxFolder
 from neo_tf.progress import Progress, no_progress
 from neo_tf.runtime.device.machine import physical_cores
-from neo_tf.runtime.device.session import Session
 from neo_tf.runtime.engine.engine import PREFILL_CHUNK, Engine
 from neo_tf.runtime.engine.request import Request
 
@@ -163,7 +162,7 @@ class _SpeedRounds:
 
     def _load(self, slots: int) -> TimedSession:
         settings = self.settings
-        return TimedSession(Session(self.folder, slots, settings.device, settings.threads, settings.precision))
+        return TimedSession(self.folder, slots, settings.device, settings.threads, settings.precision)
 
     def run(self) -> None:
         """Takes one sample of everything."""

@@ -1,12 +1,12 @@
-"""Which operators and types have a CUDA kernel, as far as our graphs use them.
+"""The operators and types of our graphs that have a CUDA kernel.
 
-Made by placing the decoder graphs of all options and activations, in all precisions, with the CUDA provider of ONNX
-Runtime 1.31.1: what is listed was given a CUDA kernel. A session on a GPU has the last word: Session.placement.
+The list was made by placing the decoder graphs of all options and activations, in all precisions, with the CUDA
+provider of ONNX Runtime 1.31.1. The truth is what a session on a GPU reports: Session.placement.
 """
 
 from onnx import TensorProto
 
-# Operator: types of its data (of GatherBlockQuantized the scales').
+# {operator: the types of its data}; for GatherBlockQuantized these are the types of the scales.
 CUDA_KERNELS = {
     "Abs": "FLOAT FLOAT16",
     "Add": "BFLOAT16 FLOAT FLOAT16 INT32",
@@ -61,20 +61,17 @@ CUDA_KERNELS = {
     "com.microsoft.SkipLayerNormalization": "BFLOAT16 FLOAT16",
 }
 _TYPES = {number: name for name, number in TensorProto.DataType.items()}
-# Operators whose result is of another type than their first input.
+# The operators whose result has another type than their data.
 _RESULTS = {
     **dict.fromkeys(("Shape", "ArgMax"), TensorProto.INT64),
     **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "And"), TensorProto.BOOL),
 }
-_DATA = {"Where": 1, "OneHot": 2, "GatherBlockQuantized": 2}  # which input is the data, where it is not the first
+# The number of the input that is the data, if it is not the first.
+_DATA = {"Where": 1, "OneHot": 2, "GatherBlockQuantized": 2}
 
 
 def without_kernel(model):
-    """What of a graph CUDA has no kernel for: a list of "node: operator of TYPE".
-
-    Args:
-        model: a ModelProto.
-    """
+    """The nodes of a model (a ModelProto) that have no CUDA kernel, as a list of "node: operator of TYPE"."""
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     missing = []

@@ -1,4 +1,4 @@
-"""Planning and writing the data file, and naming what goes into a graph."""
+"""The data file is planned and written as it should be, and nodes and constants get the right names."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""Rounding for what the model computes on a text: what it saves, which matrices it covers, what it refuses."""
+"""Rounding for a text: how much error it saves, which matrices it covers, and what it refuses."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ def rounded(weight, bits, moments=None, dtype=np.float32):
     return restore(packed, scales.astype(np.float32), bits)[:, : weight.shape[1]]
 
 
-@pytest.mark.parametrize("inputs", [128, 100, 20])  # whole blocks, a block in part, and less than one
+@pytest.mark.parametrize("inputs", [128, 100, 20])  # whole blocks, an incomplete block, and less than one block
 @pytest.mark.parametrize("bits", [4, 8])
 def test_outputs_change_less_than_with_the_nearest_steps(bits, inputs):
     x, weight = correlated(2000, inputs), np.random.default_rng(1).standard_normal((50, inputs)).astype(np.float32)
@@ -49,19 +49,20 @@ def test_outputs_change_less_than_with_the_nearest_steps(bits, inputs):
     assert errors[0] < 0.7 * errors[1]
     assert np.count_nonzero(result[7]) == 0
     half = rounded(weight, bits, x.T @ x, np.float16)
-    assert np.square(x @ (weight - half).T).sum() < 1.1 * errors[0]  # the integers make up for the scales' rounding
+    # The integers compensate for the rounding of the scales.
+    assert np.square(x @ (weight - half).T).sum() < 1.1 * errors[0]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_each_weight_is_the_best_that_those_before_it_leave(bits):
-    """Against the definition: with the later weights free, no other step of weight j is better."""
+    """By the definition: while the later weights are free, no other step of weight j is better."""
     x, weight = correlated(500, 32), np.random.default_rng(1).standard_normal((3, 32)).astype(np.float32)
     moments = (x.T @ x).astype(np.float64)
     packed, scales = quantise(weight, bits, 32, moments=moments)
     result = restore(packed, scales, bits)
     damped = moments + 0.01 * np.diag(moments).mean() * np.eye(32)
     for at in range(32):
-        # The least cost over errors of the weights after `at`, given those up to it: a Schur complement.
+        # The least cost over all errors of the weights after `at`, if those up to it are given: a Schur complement.
         before, after = slice(at + 1), slice(at + 1, None)
         cross = damped[before, after]
         cost = damped[before, before] - cross @ np.linalg.solve(damped[after, after], cross.T)
@@ -118,7 +119,7 @@ def test_every_option_is_covered(name, tmp_path):
     for precision in ("int4", "int8"):
         deviations = neo_tf.verify(checkpoint, tmp_path / "onnx", tokens=32, precision=precision)
         assert all(found.failure(precision) is None for found in deviations), deviations
-    # Every matrix in 4 bits was rounded for the text: without it, its integers are others.
+    # Every matrix in 4 bits was rounded for the text: without the text, its integers differ.
     neo_tf.export_onnx(checkpoint, tmp_path / "plain", "int4")
     plain, calibrated = (stored(tmp_path / folder) for folder in ("plain", "onnx"))
     matrices = [matrix for matrix in plain if matrix.endswith("/int4")]
@@ -150,7 +151,8 @@ def test_layers_are_computed_in_groups_that_fit_the_memory(demo, tmp_path, monke
 
     whole = Calibration(demo, PART)
     assert len(whole._groups) == 1 and len(whole._inputs) == 4 * 6
-    monkeypatch.setattr(neo_tf.export.calibrate, "_MEMORY", 4 * 512 * 1024 + 1)  # one c_proj, or a few of the others
+    # Enough for one c_proj, or a few of the other matrices.
+    monkeypatch.setattr(neo_tf.export.calibrate, "_MEMORY", 4 * 512 * 1024 + 1)
     parts = Calibration(demo, PART)
     assert max(map(len, parts._groups)) > 1 and min(map(len, parts._groups)) == 1
     expected, found = moments(whole), moments(parts)
@@ -161,7 +163,7 @@ def test_layers_are_computed_in_groups_that_fit_the_memory(demo, tmp_path, monke
 
 
 def test_moments_are_those_of_the_keras_models_inputs(demo, tmp_path):
-    """The first layer's, from the embeddings and norm_1: pieces of n_ctx, positions from 0 in each."""
+    """The first layer's inputs come from the embeddings and norm_1; positions begin at 0 in each piece of n_ctx."""
     calibration = Calibration(demo, PART)
     with calibration.inside(tmp_path, no_progress):
         found = calibration.moments("gpt2/h0/attn/qkv")
@@ -187,7 +189,7 @@ def test_a_long_text_is_taken_in_pieces_from_all_of_it(demo):
     assert all(len(piece) == 512 for piece in sequences[:-1])
     long = Calibration(demo, "a" + "\n" * 5 * MAX_TOKENS + TEXT)._sequences
     assert MAX_TOKENS - 512 <= sum(map(len, long)) <= MAX_TOKENS
-    assert len({tuple(piece) for piece in long}) > 3  # not the beginning alone
+    assert len({tuple(piece) for piece in long}) > 3  # not only from the beginning
 
 
 def test_progress_adds_up_to_the_source(demo, tmp_path, monkeypatch):

@@ -21,4 +21,6 @@ def test_activations_are_the_originals(name):
     graph.output(out, np.float32, list(data["x"].shape))
     session = onnxruntime.InferenceSession(graph.model().SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"x": data["x"]})
-    np.testing.assert_allclose(found, data[name], rtol=1e-6, atol=1e-6)
+    # gelu multiplies x by 1 + tanh, which near 0 is as coarse as float32 is at 1: here, and in the original.
+    coarse = 2.0**-22 * np.abs(data["x"]) if name == "gelu" else 0
+    assert (np.abs(found - data[name]) <= 1e-6 * np.abs(data[name]) + np.maximum(1e-6, coarse)).all()

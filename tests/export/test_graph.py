@@ -1,4 +1,4 @@
-"""Both graphs against what the original computed, and the shape that other runtimes rely on."""
+"""Both graphs compute what the original computed, and have the inputs and outputs that other runtimes expect."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from neo_tf.runtime.device.kv_cache import rows
 from neo_tf.runtime.device.session import Session
 
 # (folder, padding, tolerance). The original's own float32 logits of tiny-python lie up to 1.7e-4 off a float64
-# computation of the same weights: nobody can be asked to come closer to them than that.
+# computation of the same weights, so that no implementation can be expected to come closer.
 CASES = {name: (GOLDEN / name, PADDING, TOLERANCE) for name in DECODABLE}
 CASES["tiny-python"] = (TINY_PYTHON, 1, 2.5e-4)
 CHUNKS = {"prefill": [2**30], "token by token": [1], "uneven chunks": [1, 7, 2, 30, 3, 70]}
@@ -46,7 +46,7 @@ def ort_session(path):
 
 
 def run_chunks(runner, ids, sizes):
-    """Logits of every position, [n, n_vocab], from chunks of the given sizes, again and again."""
+    """Logits of every position, [n, n_vocab], computed in chunks whose sizes repeat the given ones."""
     logits, past = [], 0
     for size in itertools.cycle(sizes):
         logits.append(runner.prefill(0, ids[past : past + size], past, logits_of="all"))
@@ -83,7 +83,7 @@ def test_model_onnx_runs_a_batch_of_two_from_an_empty_cache(exported, reference,
     names = [output.name for output in session.get_outputs()]
 
     def run(start, end, cache):
-        # num_logits_to_keep is left out: other runtimes do not know it, and get every position.
+        # num_logits_to_keep is left out: other runtimes do not know it, and get the logits of every position.
         feed = {
             "input_ids": ids[:, start:end],
             "attention_mask": np.ones((2, end), np.int64),
@@ -186,7 +186,7 @@ def test_attention_is_unscaled_and_windowed_where_it_is_local(exported, name, gr
 
 @pytest.fixture(scope="module")
 def variant(tmp_path_factory, exported):
-    """A function that exports a copy of a golden checkpoint whose config says something else."""
+    """A function that exports a copy of a golden checkpoint with a changed config."""
 
     def export(name, **changes):
         folder = tmp_path_factory.mktemp("variant") / name
@@ -210,7 +210,7 @@ def test_a_window_as_long_as_the_context_is_no_window(variant, reference, radius
 
 
 def weights_of(model):
-    """{name: (offset, length, dims)} of what a graph reads from the data file."""
+    """{name: (offset, length, dims)} of the tensors that a graph reads from the data file."""
     found = {}
     for tensor in model.graph.initializer:
         place = {entry.key: entry.value for entry in tensor.external_data}
@@ -228,14 +228,14 @@ def test_weights_are_stored_once_for_both_graphs(exported, source):
     weights = weights_of(load(folder))
     assert weights == weights_of(load(folder, "decoder.onnx"))
     assert [path.name for path in folder.glob("*.onnx_data")] == ["model.onnx_data"]
-    # One after the other, each on a page of its own, and nothing else in the file.
+    # The tensors follow each other, each begins on a new page, and the file holds nothing else.
     end = 0
     for offset, length, dims in sorted(weights.values()):
         assert offset == -(-end // 4096) * 4096
         assert length == 4 * np.prod(dims)
         end = offset + length
     assert (folder / "model.onnx_data").stat().st_size == end
-    # As many numbers as the model has parameters: the tied embedding once, whole, and under its own name.
+    # There are as many numbers as parameters: the tied embedding is stored once, whole, and under its own name.
     embd, per_layer = config.n_embd, 12 * config.n_embd**2 + 10 * config.n_embd
     expected = (config.n_vocab + config.n_ctx + 2) * embd + config.n_layer * per_layer
     assert sum(length for _, length, _ in weights.values()) == 4 * expected
@@ -271,7 +271,7 @@ def test_graphs_are_valid_and_load_where_their_operators_exist(exported, graph):
     model = load(folder, graph)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     assert set(opsets) == {"", "com.microsoft"}
-    assert opsets[""] >= 20  # the first with Gelu
+    assert opsets[""] >= 20  # the first opset with Gelu
     for node in model.graph.node:
         fused = node.op_type in ("GroupQueryAttention", "SkipLayerNormalization")
         assert node.domain == ("com.microsoft" if fused else "")
@@ -293,7 +293,7 @@ def test_nodes_are_named_as_the_originals_scopes(exported, graph):
             f"/h{layer}/mlp/conv1d_main/c_fc/MatMul",
             f"/h{layer}/mlp/conv1d_main/c_proj/MatMul",
         } <= set(names)
-    # A node that reads a variable lies in the variable's scope; the head shares the embedding's, a fused node a bias.
+    # A node that reads a variable is in the variable's scope, except the head with the embedding, and fused nodes.
     for node in model.graph.node:
         for weight in weights_of(model).keys() & set(node.input):
             if (

@@ -1,4 +1,4 @@
-"""The model folder: what lies in it, who can read it, and that it appears whole or not at all."""
+"""The ONNX folder has the right files, other programs can read it, and it appears whole or not at all."""
 
 import json
 import shutil
@@ -35,7 +35,8 @@ def test_without_a_tokenizer_its_files_are_left_out(exported):
 def test_the_config_says_what_the_original_said(exported, name):
     found = neo_tf.GPTNeoConfig.from_file(exported(GOLDEN / name) / "config.json")
     source = neo_tf.GPTNeoConfig.from_file(GOLDEN / name / "config.json")
-    assert found == source.replace(precision="float32")  # tiny-global's variables are bfloat16, its graph is not
+    # tiny-global's variables are bfloat16, but its graph is float32.
+    assert found == source.replace(precision="float32")
 
 
 def test_transformers_reads_config_and_tokenizer(demo_folder):
@@ -70,7 +71,7 @@ def test_genai_config_fits_the_graph(demo_folder):
 
 @pytest.mark.parametrize("name", DECODABLE)
 def test_genai_config_is_left_out_where_genai_cannot_run_the_caches(exported, name):
-    """Sums, layers without a cache, learned keys: it fails on the first, and crashes on the last."""
+    """genai fails on sums and on layers without a cache, and crashes on learned keys."""
     assert (exported(GOLDEN / name) / "genai_config.json").exists() == (name not in ("attn-mix", "mem-kv"))
 
 
@@ -79,7 +80,7 @@ def test_genai_config_is_left_out_where_genai_cannot_run_the_caches(exported, na
     [(None, None, (319, 319)), (7, None, (7, 7)), (7, 9, (7, 9)), (7, 320, (7, 7)), (0, 0, (0, 0))],
 )
 def test_genai_gets_ids_of_the_vocabulary(tmp_path, eos, pad, expected):
-    """It refuses others; without an end-of-text id it takes the padding, or 0, for one."""
+    """genai refuses ids outside the vocabulary; without an end-of-text id it uses the padding id, or 0."""
     checkpoint = neo_tf.open_checkpoint(GOLDEN / "vocab-padded")
     config = checkpoint.config.replace(eos_token_id=eos, pad_token_id=pad)
     neo_tf.export_onnx(replace(checkpoint, config=config), tmp_path / "onnx")
@@ -176,7 +177,7 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path, old, error):
 
 
 def test_a_damaged_source_is_noticed_though_the_tensors_are_whole(tmp_path):
-    """A flipped byte in an optimizer slot, which the export itself never reads."""
+    """The damage is a flipped byte in an optimizer slot, which the export itself never reads."""
     source = tmp_path / "source"
     shutil.copytree(GOLDEN / "tiny-global", source)
     shard = source / "model.ckpt-300.data-00001-of-00002"

@@ -1,4 +1,4 @@
-"""model.onnx as other runtimes call it: padded batches, masks of a whole capacity, beams; rows are as alone."""
+"""model.onnx is called like other runtimes call it: with padded batches, masks of a whole capacity, and beams."""
 
 import numpy as np
 import onnxruntime
@@ -10,13 +10,13 @@ from conftest import DECODABLE, GOLDEN, TOLERANCE
 import neo_tf
 from neo_tf.cache_layout import cache_parts
 
-PADS = (0, 29, 7)  # of three rows
+PADS = (0, 29, 7)  # the number of padded positions in each of three rows
 STEPS = 6
 LOCAL = "tiny-local-radius"
 
 
 class Batch:
-    """A batch in model.onnx: rows of unequal lengths, and caches that grow, or that are one buffer of a capacity."""
+    """A batch in model.onnx: its rows have unequal lengths; its caches grow, or are one buffer of a fixed capacity."""
 
     def __init__(self, folder, rows, capacity=None, filler=0.0):
         self.config = neo_tf.GPTNeoConfig.from_file(folder / "config.json")
@@ -37,17 +37,17 @@ class Batch:
         return logits
 
     def reorder(self, rows):
-        """As beam search does: each row goes on from another's cache."""
+        """Lets each row continue from another row's cache, like beam search."""
         self.caches = [np.ascontiguousarray(cache[rows]) for cache in self.caches]
 
 
 def positions_of(mask):
-    """As transformers makes them."""
+    """Position ids like those of transformers."""
     return np.maximum(mask.cumsum(-1) - 1, 0)
 
 
 def left_padded(rows, lengths, padding=3):
-    """ids and mask, [len(rows), max(lengths)]: each row's first tokens at the right."""
+    """ids and mask, [len(rows), max(lengths)]: each row's first tokens, padded on the left."""
     width = max(lengths)
     ids, mask = np.full((len(rows), width), padding), np.zeros((len(rows), width), np.int64)
     for row, length in enumerate(lengths):
@@ -56,13 +56,13 @@ def left_padded(rows, lengths, padding=3):
 
 
 def rows_of(reference):
-    """Three rows of the golden inputs, which row of the logits each is, and lengths that leave room for the steps."""
+    """Three rows of the golden inputs, their row numbers in the logits, and lengths that leave room for the steps."""
     rows, width = [reference.inputs[row] for row in (0, 1, 0)], reference.inputs.shape[1]
     return rows, (0, 1, 0), [width - STEPS - pad for pad in PADS]
 
 
 def expected_of(reference, row, position):
-    """The original's logits of a position, or None where they were not kept."""
+    """The original's logits of a position, or None if they were not stored."""
     found = np.flatnonzero(reference.positions == position)
     return reference.logits[row, found[0]] if len(found) else None
 
@@ -97,7 +97,8 @@ def test_right_padding_leaves_the_tokens_before_it_alone(name, exported, referen
     reference = reference(name)
     ids = reference.inputs[:, :48].copy()
     mask = np.ones_like(ids)
-    mask[0, 40:], mask[1, 33:] = 0, 0  # no row fills the last columns
+    mask[0, 40:] = 0  # no row fills the last columns
+    mask[1, 33:] = 0
     ids[mask == 0] = 3
     batch = Batch(exported(GOLDEN / name), 2)
     logits = batch.run(ids, mask, positions_of(mask))
@@ -108,7 +109,7 @@ def test_right_padding_leaves_the_tokens_before_it_alone(name, exported, referen
 
 @pytest.mark.parametrize("name", [LOCAL, "tiny-global-local", "attn-mix", "mem-kv"])
 def test_steps_after_right_padding_do_not_see_it(name, exported, reference):
-    """As transformers: positions go on from the row's own length, and windows count columns."""
+    """Like in transformers, positions continue from the row's own length, and windows count columns."""
     reference, folder = reference(name), exported(GOLDEN / name)
     ids = reference.inputs[:, :12].copy()
     mask = np.ones_like(ids)
@@ -117,21 +118,21 @@ def test_steps_after_right_padding_do_not_see_it(name, exported, reference):
     batch.run(ids, mask, positions_of(mask))
     alone = Batch(folder, 1)
     alone.run(reference.inputs[1:, :9], np.ones((1, 9)), np.arange(9)[None])
-    for at in range(9, 12):  # the window of 16 columns still holds all of the row
+    for at in range(9, 12):  # the window of 16 columns still includes the whole row
         mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
         token = np.stack([reference.inputs[0, at + 3 : at + 4], reference.inputs[1, at : at + 1]])
         own = alone.run(token[1:], np.ones((1, at + 1)), np.array([[at]]))
         assert np.abs(batch.run(token, mask, positions_of(mask)[:, -1:])[1] - own[0]).max() < TOLERANCE
 
 
-# Running sums have no capacity; nor have caches of head sizes without a fused operator, which no golden model has.
+# Running sums have no capacity. Nor have caches of head sizes without a fused operator, but no golden model has such.
 CAPACITY = tuple(name for name in DECODABLE if name != "attn-mix")
 
 
 @pytest.mark.parametrize("static", [True, False], ids=["mask of the capacity", "mask of the length"])
 @pytest.mark.parametrize("name", CAPACITY)
 def test_caches_of_a_whole_capacity(name, static, exported, reference):
-    """Past and present of one size: a runtime binds one buffer to both. What lies beyond the length is not read."""
+    """Past and present have one size: a runtime can bind one buffer to both. Rows beyond the length are not read."""
     reference = reference(name)
     rows, _, lengths = rows_of(reference)
     folder, config = exported(GOLDEN / name), neo_tf.GPTNeoConfig.from_file(exported(GOLDEN / name) / "config.json")
@@ -171,7 +172,7 @@ def test_rows_of_a_capacity_may_be_of_unequal_lengths(name, exported, reference)
 
 @pytest.mark.parametrize("name", DECODABLE)
 def test_rows_that_change_places_between_steps(name, exported, reference):
-    """Beam search: the caches follow the beams, and nothing else must."""
+    """In beam search only the caches need to follow the beams."""
     inputs, folder = reference(name).inputs, exported(GOLDEN / name)
     (ids, mask), history = left_padded(inputs, (30, 21)), [list(inputs[0, :30]), list(inputs[1, :21])]
     batch = Batch(folder, 2)
@@ -207,7 +208,7 @@ def test_a_left_padded_batch_is_transformers_own(heads, head, tmp_path):
     neo_tf.export_onnx(tmp_path / "model", tmp_path / "onnx")
     ids, mask = left_padded(torch.randint(0, 97, (3, 64)).numpy(), [40, 3, 21])
     batch, cache, step = Batch(tmp_path / "onnx", 3), None, ids
-    for _ in range(12):  # past the window, also of the row of 3 tokens
+    for _ in range(12):  # beyond the window, also for the row of 3 tokens
         positions = positions_of(mask)[:, -step.shape[1] :]
         inputs = {"input_ids": step, "attention_mask": mask, "position_ids": positions}
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""int8 and int4 folders: rounding, kernels, and what they cost in perplexity on text that the demo model never saw."""
+"""int8 and int4 folders: rounding, kernels, and the perplexity on text that the demo model was not trained on."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from neo_tf.runtime.device.session import Session
 
 
 def restore(packed, scales, bits):
-    """What the kernels read: (integer - 2 ** (bits - 1)) * scale."""
+    """The weights that the kernels compute with: (integer - 2 ** (bits - 1)) * scale."""
     if bits == 4:
         packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
     return ((packed.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]).reshape(len(packed), -1)
@@ -124,14 +124,14 @@ def test_every_kind_of_layer_runs_in_it(name, precision, tmp_path):
     neo_tf.export_onnx(GOLDEN / name, tmp_path / "onnx", precision)
     deviations = neo_tf.verify(GOLDEN / name, tmp_path / "onnx", tokens=32)
     assert all(found.failure(precision) is None for found in deviations), deviations
-    assert all(found.failure("fp32") for found in deviations)  # it is rounded, after all
+    assert all(found.failure("fp32") for found in deviations)  # the weights were rounded indeed
 
 
 def test_the_embedding_is_stored_once_and_the_limits_are_told(tmp_path, demo_folder):
     neo_tf.export_onnx(TINY_PYTHON, tmp_path / "onnx", "int8")
     exact, rounded = ((folder / "model.onnx_data").stat().st_size for folder in (demo_folder, tmp_path / "onnx"))
-    columns = 6 * 12 * 128 * 128 - 5 * 9 * 128 * 128 // 5  # prefill.onnx's, of all but the last layer's o and mlp
-    assert rounded < 0.37 * exact + columns  # 8.25 bits for 32, and wpe, norms and page gaps as they were
+    columns = 6 * 12 * 128 * 128 - 5 * 9 * 128 * 128 // 5  # those of prefill.onnx: all but the last layer's o and mlp
+    assert rounded < 0.37 * exact + columns  # 8.25 in place of 32 bits; wpe, norms and page gaps are unchanged
     model = onnx.load(tmp_path / "onnx" / "decoder.onnx", load_external_data=False)
     places = {value.name: value.external_data[1].value for value in model.graph.initializer if value.external_data}
     assert places["gpt2/wte/int8"] == places["gpt2/wte/int8/rows"]
@@ -139,7 +139,7 @@ def test_the_embedding_is_stored_once_and_the_limits_are_told(tmp_path, demo_fol
 
 
 def test_prompts_in_int8_are_the_same_in_any_company_and_any_chunks(tmp_path):
-    """Each row is rounded by itself: neither later tokens nor other ones of the chunk change it."""
+    """Each row is rounded by itself, so that no other token of the chunk changes it."""
     neo_tf.export_onnx(TINY_PYTHON, tmp_path / "onnx", "int8")
     session = Session(tmp_path / "onnx", slots=2)
     assert session.has_prompt_graph
@@ -148,7 +148,7 @@ def test_prompts_in_int8_are_the_same_in_any_company_and_any_chunks(tmp_path):
     for start, end in ((0, 1), (1, 150), (150, 399)):
         assert session.prefill(1, ids[start:end], start, logits_of=0).shape == (0, session.config.n_vocab)
     np.testing.assert_allclose(session.prefill(1, ids[399:], 399)[0], whole, atol=1e-4)
-    # A loud token in the same chunk: what came before it is as it was.
+    # A token with large activations in the same chunk does not change the rows before it.
     exact = Session(tmp_path / "onnx")
     session.prefill(0, ids[:100], 0, logits_of=0)
     quiet = session.prefill(0, ids[100:101], 100)[0].copy()
@@ -158,7 +158,7 @@ def test_prompts_in_int8_are_the_same_in_any_company_and_any_chunks(tmp_path):
 
 
 def test_rows_of_zeros_stay_zero_in_int8(tmp_path):
-    """A row's largest value divides it."""
+    """A row is divided by its largest value, which is 0 here."""
     checkpoint = random_checkpoint(GOLDEN / "rezero" / "config.json")
     zero = {
         name: replace(tensor, read=lambda shape=tensor.shape: np.zeros(shape, np.float32))
@@ -181,7 +181,7 @@ def test_several_precisions_share_what_is_equal(tmp_path, demo_folder):
     neo_tf.export_onnx(TINY_PYTHON, tmp_path / "all", names)
     folder = tmp_path / "all"
     data = (folder / "model.onnx_data").stat().st_size
-    ends = 2048 * (128 + 4) + 512 * 128 * 4  # the embedding in int8, and wpe
+    ends = 2048 * (128 + 4) + 512 * 128 * 4  # the embedding in int8, and wpe in float32
     assert data < sum(sizes.values()) + (demo_folder / "model.onnx_data").stat().st_size - ends - 512 * 128 * 4
 
     ids = np.load(TINY_PYTHON / "reference.npz")["inputs"][0, :200]

@@ -1,4 +1,4 @@
-"""--ops standard: operators of the ONNX standard alone, judged in onnx.reference, which shares nothing with ours."""
+"""--ops standard gives operators of the ONNX standard only; onnx.reference, which is independent, runs them."""
 
 import json
 
@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 import neo_tf
 from neo_tf.cache_layout import cache_parts
 from neo_tf.errors import CheckpointError, RequestError
-from neo_tf.evaluation.verify import LIMITS
+from neo_tf.evaluation.deviation import LIMITS
 from neo_tf.export.precision import precision_for
 from neo_tf.export.quantise import quantise
 from neo_tf.model_cache import resolve_model
@@ -91,7 +91,7 @@ def test_logits_are_the_originals_in_onnx_reference(standard, name, precision):
             assert np.abs(got - expected).max() < TOLERANCE
         else:
             assert cosine(got, expected) > LIMITS[precision].cosine
-            assert np.abs(got - expected).max() > TOLERANCE  # it is rounded, after all
+            assert np.abs(got - expected).max() > TOLERANCE  # the weights were rounded indeed
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -111,7 +111,7 @@ def test_no_node_is_foreign_and_verify_passes(standard, source, precision):
 
 
 def rounded(weight, bits):
-    """What the integers and scales of the fused operators stand for: float32 [outputs, inputs]."""
+    """The weight that the integers and scales of the fused operators stand for: float32 [outputs, inputs]."""
     packed, scales = quantise(weight.detach().numpy(), bits, precision_for("int8").block_size(weight.shape[1], bits))
     if bits == 4:
         packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
@@ -120,7 +120,7 @@ def rounded(weight, bits):
 
 
 def round_model(model, precision):
-    """Rounds the model's matrices as the exporter does: the layers' in 8 or 4 bits, both ends in 8."""
+    """Rounds the model's matrices like the exporter: the layers' to 8 or 4 bits, the embedding and head to 8."""
     for block in model.transformer.h:
         attention = block.attn.attention
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
@@ -172,7 +172,8 @@ def test_the_weights_take_no_more_room_than_for_the_fused_operators(standard, pr
     }
     needed = sum(int(length) for _, length in set(kept.values()))
     data = standard(TINY_PYTHON, precision) / "model.onnx_data"
-    assert data.stat().st_size < needed + 4096 * len(kept)  # each on a page of its own; the embedding once
+    # Each tensor begins on a new page; the embedding is stored once.
+    assert data.stat().st_size < needed + 4096 * len(kept)
 
 
 def test_several_precisions_lie_in_one_folder(tmp_path):
@@ -207,5 +208,5 @@ def test_the_commands(monkeypatch, capsys, tmp_path):
     assert err.count("\n") == 1 and "--ops standard" in err and "other runtimes" in err
     with pytest.raises(CheckpointError, match="other runtimes"):
         resolve_model(folder)
-    # Its caches grow: a runtime must not append to them in place.
+    # The graph's caches grow, so that a runtime must not append to them in place.
     assert json.loads((folder / "genai_config.json").read_text())["search"]["past_present_share_buffer"] is False

@@ -1,4 +1,4 @@
-"""Hugging Face folders as they are found, built at random by transformers, which also judges the logits."""
+"""Hugging Face folders of many shapes: transformers makes random ones, and its logits are the reference."""
 
 import json
 import random
@@ -30,13 +30,13 @@ def random_model(draw):
         intermediate_size=draw.choice([None, 40, 77]),
         use_cache=draw.random() < 0.5,
         tie_word_embeddings=draw.random() < 0.7,
-        initializer_range=0.1,  # sharp enough for unscaled attention to matter, and for float32 to hold 1e-4
+        initializer_range=0.1,  # large enough for unscaled attention to matter, and small enough for 1e-4 in float32
     )
     return transformers.GPTNeoForCausalLM(config).eval().to(draw.choice(DTYPES))
 
 
 def save(model, folder, kind):
-    """As transformers saves it today, or as it did years ago: .bin files, with causal masks and the head inside."""
+    """Saves a model like transformers does today or did years ago: in .bin files with causal masks and the head."""
     if kind.startswith("safetensors"):
         model.save_pretrained(folder, max_shard_size="20KB" if kind.endswith("sharded") else "5GB")
         return
@@ -82,7 +82,7 @@ def test_logits_are_transformers_in_every_shape(kind, seed, tmp_path):
         assert np.abs(keras[row, :count] - expected[row, :count]).max() < TOLERANCE
         assert np.abs(portable.prefill(0, tokens, 0, logits_of="all") - expected[row, :count]).max() < TOLERANCE
         assert np.abs(session.prefill(row, tokens, 0, logits_of="all") - expected[row, :count]).max() < TOLERANCE
-    # Both rows together, each from where it is: the longer one past its windows.
+    # Both rows together, each from its own position; the longer one is beyond its windows.
     begin = (length - 5, short - 5)
     for row in range(2):
         session.prefill(row, ids[row, : begin[row]].numpy(), 0)

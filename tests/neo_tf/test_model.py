@@ -21,7 +21,7 @@ ORIGINALS = {name: (GOLDEN / name, TOLERANCE) for name in DECODABLE} | {"tiny-py
 
 @functools.cache
 def golden(name):
-    """A golden checkpoint's model, reference, and the model's logits of the reference's inputs."""
+    """A golden checkpoint's model, its reference, and the model's logits for the reference's inputs."""
     folder = ORIGINALS[name][0]
     model, expected = GPTNeo.from_checkpoint(folder), Reference.load(folder)
     return model, expected, np.asarray(model(expected.inputs))
@@ -73,11 +73,11 @@ def test_a_token_changes_nothing_before_it_and_nothing_beyond_all_windows():
     changed[:, 100] = (changed[:, 100] + 1) % 257
     difference = np.abs(np.asarray(model(changed)) - logits).max(axis=(0, 2))
     assert np.all(difference[:100] == 0) and difference[100] > 0
-    reach = 4 * (16 - 1)  # four local layers of radius 16, each of which sees itself and 15 before
+    reach = 4 * (16 - 1)  # four local layers of radius 16, in each of which a token sees itself and the 15 before it
     assert difference[100 + 1 : 100 + reach + 1].max() > 0 and np.all(difference[100 + reach + 1 :] == 0)
 
 
-@pytest.mark.filterwarnings("ignore:You are using a softmax over axis")  # of one token, as must be
+@pytest.mark.filterwarnings("ignore:You are using a softmax over axis")  # of one token, which is right here
 def test_any_length_up_to_n_ctx_gives_the_same_prefix():
     model, expected, logits = golden("tiny-global-local")
     for length in (1, 2, 33, 300):
@@ -169,7 +169,7 @@ def test_mixed_bfloat16_stays_near_float32(name):
     mixed = model(expected.inputs)
     assert mixed.dtype == "float32"
     assert {weight.dtype for weight in model.weights} == {"float32"}
-    # bfloat16 has 8 bits: a few hundredths on logits of a few units; and it was not float32 in disguise.
+    # bfloat16 has 8 bits, so that logits differ by a few hundredths; a smaller difference would mean float32.
     assert 1e-3 < worst(mixed, logits) < 0.3
     loss = float(LOSS(expected.labels, mixed))
     assert loss == pytest.approx(expected.loss, abs=0.02)
@@ -186,7 +186,7 @@ def test_progress_of_loading_tells_of_every_variable():
 
 
 def with_dropout(kind="global", **rates):
-    """A model with these dropout rates and large weights, so that what is dropped shows."""
+    """A model with these dropout rates, and with weights that are large enough for dropout to show."""
     model = GPTNeo(GPTNeoConfig(257, 32, 16, 2, 2, (kind,) * 2, **rates))
     generator = np.random.default_rng(0)
     for weight in model.weights:

@@ -135,15 +135,15 @@ def test_the_engines_own_time_is_all_but_the_sessions(demo_folder, settings, mon
     rounds = serving._ServingRounds(demo_folder, settings, [[Task(list(range(32)), 2)]], no_progress)
     clock = Clock(monkeypatch)
     clock.moves_with(rounds._engines["together"], "step", 1)
-    clock.moves_with(rounds.session._session, "decode", 3)
-    clock.moves_with(rounds.session._session, "prefill", 100)  # before the steps that are measured
+    clock.moves_with(Session, "decode", 3)
+    clock.moves_with(rounds.session, "prefill", 100)  # before the steps that are measured
     assert rounds._own_time(3) == {"ms_per_step": 4000, "own_ms": 1000, "share": 0.25}
     assert not rounds._engines["together"].step()  # nothing is left behind
 
 
 def test_a_step_that_fails_ends_it(demo_folder, settings, monkeypatch):
     rounds = serving._ServingRounds(demo_folder, settings, [[Task(list(range(32)), 2)]], no_progress)
-    monkeypatch.setattr(rounds.session._session, "prefill", lambda *_, **__: [][0])
+    monkeypatch.setattr(rounds.session, "prefill", lambda *_, **__: [][0])
     with pytest.raises(EngineError, match="index out of range"):
         rounds._own_time(3)
 

@@ -48,7 +48,7 @@ def test_as_many_top_tokens_as_asked_for():
     for count, ids in ((0, []), (1, [1]), (2, [1, 2]), (4, [1, 2, 4, 3]), (5, [1, 2, 4, 3, 0]), (99, [1, 2, 4, 3, 0])):
         value, top = log_probabilities(logits, 3, count)
         assert list(top) == ids
-        assert value == pytest.approx(2 - np.log(np.exp(logits).sum()), abs=1e-6)
+        assert value == pytest.approx(2 - np.log(np.exp(logits.astype(np.float64)).sum()), abs=1e-6)
 
 
 def test_nothing_is_kept_unasked():
