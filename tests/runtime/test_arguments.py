@@ -187,3 +187,20 @@ def test_a_decay_needs_an_end():
 
 def test_sampling_at_its_defaults_is_no_contradiction():
     assert request(temperature=1.0, top_k=50, top_p=1.0, seed=3).sampling.do_sample is False
+
+
+def test_nearer_arguments_lie_over_those_under_them():
+    job = {"max_new_tokens": 3, "top_k": 5, "do_sample": True}
+    model = {"max_new_tokens": 9, "top_k": 7, "top_p": 0.5, "eos_token_id": 8}
+    options = GenerateArguments.parse({"max_length": 20, "top_k": None}, job, model)
+    assert (options.max_new_tokens, options.max_length, options.eos_token_id) == (None, 20, 8)
+    assert (options.sampling.top_k, options.sampling.top_p) == (50, 0.5)  # None stands for the default
+    assert GenerateArguments.parse({"response_length": 4}, {"max_length": 20}).max_new_tokens == 4
+    with pytest.raises(RequestError, match="max_new_tokens and max_length"):
+        GenerateArguments.parse({}, {"max_new_tokens": 3, "max_length": 20})
+
+
+def test_a_seed_is_given_where_there_is_none():
+    options = GenerateArguments.parse({"do_sample": True})
+    assert options.with_seed(4).sampling.seed == 4 and options.sampling.seed is None
+    assert GenerateArguments.parse({"seed": 3}).with_seed(4).sampling.seed == 3
