@@ -16,8 +16,7 @@ from neo_tf.runtime.device.session import Session
 from neo_tf.runtime.engine.engine import Engine
 from neo_tf.runtime.engine.request import Request
 from neo_tf.runtime.engine.service import Service
-from neo_tf.runtime.sampling.beams import BeamOptions
-from neo_tf.runtime.sampling.options import SamplingOptions
+from neo_tf.runtime.sampling.options import BeamOptions, SamplingOptions
 
 WARM = 500  # requests after which memory must not grow
 _PATIENCE = 120  # seconds without any request's end: it is stuck

@@ -30,7 +30,7 @@ _HOMES = {
     "Request": "neo_tf.runtime.engine.request",
     "Generation": "neo_tf.runtime.engine.generation",
     "SamplingOptions": "neo_tf.runtime.sampling.options",
-    "BeamOptions": "neo_tf.runtime.sampling.beams",
+    "BeamOptions": "neo_tf.runtime.sampling.options",
     "Tokenizer": "neo_tf.runtime.tokenizer",
     "NeoTFError": "neo_tf.errors",
 }

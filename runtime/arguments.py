@@ -12,8 +12,7 @@ from neo_tf.errors import RequestError
 from .argument_kinds import TokenIds
 from .argument_table import ARGUMENTS, DEFAULT_NEW_TOKENS, LEFT_OUT, OLD_NAMES, check_fields, default, explained
 from .engine.request import Request
-from .sampling.beams import BeamOptions
-from .sampling.options import SamplingOptions
+from .sampling.options import BeamOptions, SamplingOptions
 
 if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from neo_tf.evaluation.machine import describe_machine, versions
@@ -15,9 +14,6 @@ from neo_tf.variables import count_parameters
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from neo_tf.evaluation.serving import ServingSettings
-    from neo_tf.evaluation.speed import Settings
 
 STEPS = 32  # the decode steps of one sample
 
@@ -39,18 +35,23 @@ class TimedSession(Session):
         return logits
 
 
-def describe_run(session: Session, settings: Settings | ServingSettings) -> dict[str, Any]:
-    """What was measured, and where: {"model", "machine", "versions", "settings"}."""
+def describe_run(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, and where: {"model", "machine", "versions", "settings"}.
+
+    Args:
+        session: The session that was measured.
+        settings: The benchmark's settings by name. "threads" may be None.
+    """
     used = {
         "device": session.device,
-        "threads": settings.threads or physical_cores(),
+        "threads": settings["threads"] or physical_cores(),
         "precision": session.precision,
     }
     return {
         "model": describe_model(session),
         "machine": describe_machine(),
         "versions": versions(),
-        "settings": asdict(settings) | used,
+        "settings": settings | used,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def benchmark_serving(
     samples = rounds.samples
     pairs = zip(samples["alone"], samples["together"], strict=True)
     ratios = [together["tokens_per_s"] / alone["tokens_per_s"] for alone, together in pairs]
-    return describe_run(rounds.session, settings) | {
+    return describe_run(rounds.session, asdict(settings)) | {
         "workload": describe_workload(workloads[0]),
         **{way: medians(samples[way]) for way in WAYS},
         "ratio": statistics.median(ratios),

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def benchmark(folder: OnnxFolder | Path | str, settings: Settings, progress: Pro
     rounds = _SpeedRounds(OnnxFolder.read(folder), settings, progress)
     for _ in range(settings.rounds):
         rounds.run()
-    about = describe_run(rounds.session, settings)
+    about = describe_run(rounds.session, asdict(settings))
     figures = _figures(rounds.samples, settings, about["model"]["bytes_per_token"])
     return about | figures | {"samples": dict(rounds.samples)}
 

@@ -9,8 +9,7 @@ import numpy as np
 from neo_tf.errors import RequestError
 
 from ..argument_table import ARGUMENTS, check_fields, default
-from ..sampling.beams import BeamOptions
-from ..sampling.options import SamplingOptions
+from ..sampling.options import BeamOptions, SamplingOptions
 
 if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig

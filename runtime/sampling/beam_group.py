@@ -11,7 +11,7 @@ import numpy as np
 from .warpers import largest
 
 if TYPE_CHECKING:
-    from .beams import BeamOptions
+    from .options import BeamOptions
 
 _NONE = np.float32(-np.inf)
 

@@ -1,53 +1,13 @@
 """Beam search: which continuations of one prompt are followed, and which of them are the best in the end."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from neo_tf.errors import RequestError
-
-from ..argument_table import check_fields, default, explained
 from .beam_group import BeamGroup, DiverseBeamGroup, Hypothesis, best_first
-from .options import SamplingOptions
+from .options import BeamOptions, SamplingOptions
 from .processors import HammingDiversity, make_processors
 from .warpers import log_softmax, make_warpers
-
-
-@explained
-@dataclass(frozen=True)
-class BeamOptions:
-    """What beam search follows and returns, with transformers' names, meanings and defaults.
-
-    Raises:
-        RequestError: a value that the table of arguments does not allow, or values that do not go together.
-    """
-
-    num_beams: int = default("num_beams")
-    num_return_sequences: int = default("num_return_sequences")
-    length_penalty: float = default("length_penalty")
-    early_stopping: bool | str = default("early_stopping")
-    num_beam_groups: int = default("num_beam_groups")
-    diversity_penalty: float = default("diversity_penalty")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.num_return_sequences > self.num_beams:
-            raise RequestError(
-                f"num_return_sequences {self.num_return_sequences} exceeds num_beams {self.num_beams}: "
-                "each sequence is one of the beams"
-            )
-        if self.num_beams % self.num_beam_groups:
-            raise RequestError(f"num_beam_groups {self.num_beam_groups} must divide num_beams {self.num_beams}")
-        if (self.num_beam_groups > 1) != (self.diversity_penalty > 0):
-            raise RequestError(
-                "num_beam_groups and diversity_penalty need each other: without a penalty all groups are the same"
-            )
-
-    def check_sampling(self, sampling: SamplingOptions) -> None:
-        """Raises RequestError where these options do not go with those of sampling."""
-        if self.num_beam_groups > 1 and sampling.do_sample:
-            raise RequestError("num_beam_groups with do_sample=True: groups differ by their penalty, not by chance")
 
 
 class BeamSearch:

@@ -1,4 +1,4 @@
-"""How the next token is chosen: the options of sampling, and of the processors before it."""
+"""How the next token is chosen: the options of sampling, of the processors before it, and of beam search."""
 
 from __future__ import annotations
 
@@ -61,3 +61,39 @@ class SamplingOptions:
             for token in [] if value is None else row.kind.token_ids(value):
                 if not 0 <= token < n_vocab:
                     raise RequestError(f"{row.name}: token id {token} is outside the vocabulary of {n_vocab}")
+
+
+@explained
+@dataclass(frozen=True)
+class BeamOptions:
+    """What beam search follows and returns, with transformers' names, meanings and defaults.
+
+    Raises:
+        RequestError: a value that the table of arguments does not allow, or values that do not go together.
+    """
+
+    num_beams: int = default("num_beams")
+    num_return_sequences: int = default("num_return_sequences")
+    length_penalty: float = default("length_penalty")
+    early_stopping: bool | str = default("early_stopping")
+    num_beam_groups: int = default("num_beam_groups")
+    diversity_penalty: float = default("diversity_penalty")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.num_return_sequences > self.num_beams:
+            raise RequestError(
+                f"num_return_sequences {self.num_return_sequences} exceeds num_beams {self.num_beams}: "
+                "each sequence is one of the beams"
+            )
+        if self.num_beams % self.num_beam_groups:
+            raise RequestError(f"num_beam_groups {self.num_beam_groups} must divide num_beams {self.num_beams}")
+        if (self.num_beam_groups > 1) != (self.diversity_penalty > 0):
+            raise RequestError(
+                "num_beam_groups and diversity_penalty need each other: without a penalty all groups are the same"
+            )
+
+    def check_sampling(self, sampling: SamplingOptions) -> None:
+        """Raises RequestError where these options do not go with those of sampling."""
+        if self.num_beam_groups > 1 and sampling.do_sample:
+            raise RequestError("num_beam_groups with do_sample=True: groups differ by their penalty, not by chance")

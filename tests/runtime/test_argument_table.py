@@ -12,8 +12,7 @@ from neo_tf.runtime.argument_kinds import Number, Whole
 from neo_tf.runtime.argument_table import ARGUMENTS, LEFT_OUT, OLD_NAMES, markdown
 from neo_tf.runtime.arguments import GenerateArguments
 from neo_tf.runtime.engine.request import Request
-from neo_tf.runtime.sampling.beams import BeamOptions
-from neo_tf.runtime.sampling.options import SamplingOptions
+from neo_tf.runtime.sampling.options import BeamOptions, SamplingOptions
 
 DOCS = Path(__file__).parents[2] / "docs" / "generation.md"
 HOLDERS = (SamplingOptions, BeamOptions, GenerateArguments)

@@ -11,8 +11,7 @@ from neo_tf.errors import RequestError
 from neo_tf.runtime.device.session import Session
 from neo_tf.runtime.engine.engine import Engine
 from neo_tf.runtime.engine.request import Request
-from neo_tf.runtime.sampling.beams import BeamOptions
-from neo_tf.runtime.sampling.options import SamplingOptions
+from neo_tf.runtime.sampling.options import BeamOptions, SamplingOptions
 from neo_tf.runtime.tokenizer import Tokenizer
 
 MODELS = {"tiny-python": TINY_PYTHON} | {

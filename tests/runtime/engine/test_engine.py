@@ -13,8 +13,7 @@ from neo_tf.runtime.device.machine import exact_int8
 from neo_tf.runtime.device.session import Session
 from neo_tf.runtime.engine.engine import Engine
 from neo_tf.runtime.engine.request import Request
-from neo_tf.runtime.sampling.beams import BeamOptions
-from neo_tf.runtime.sampling.options import SamplingOptions
+from neo_tf.runtime.sampling.options import BeamOptions, SamplingOptions
 from neo_tf.runtime.tokenizer import Tokenizer
 
 MODELS = {name: (GOLDEN / name, PADDING) for name in DECODABLE} | {"tiny-python": (TINY_PYTHON, 1)}

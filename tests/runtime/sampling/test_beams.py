@@ -13,8 +13,8 @@ from hypothesis import strategies
 from sampling_helpers import FALSE_ALARM, chi_square_p_value, prompt_of
 
 from neo_tf.errors import RequestError
-from neo_tf.runtime.sampling.beams import BeamOptions, BeamSearch
-from neo_tf.runtime.sampling.options import SamplingOptions
+from neo_tf.runtime.sampling.beams import BeamSearch
+from neo_tf.runtime.sampling.options import BeamOptions, SamplingOptions
 from neo_tf.runtime.sampling.warpers import log_softmax, softmax
 from neo_tf.runtime.tokenizer import Tokenizer
 
