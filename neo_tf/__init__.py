@@ -5,6 +5,7 @@ Importing it is light: each name below loads what it needs on first use.
 
 import importlib
 import os
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -36,7 +37,7 @@ _HOMES = {
 __all__ = [*_HOMES]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'neo_tf' has no attribute {name!r}")
     if name == "GPTNeo":
@@ -48,5 +49,5 @@ def __getattr__(name):
     return value
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])

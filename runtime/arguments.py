@@ -18,7 +18,7 @@ from .sampling.options import SamplingOptions
 if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig
 
-    from .tokenizer import Tokenizer
+    from .tokenizer import TokenizerLike
 
 
 # A key of a result that a Hypothesis has by another name.
@@ -127,7 +127,7 @@ class GenerateArguments:
         return prompt[len(prompt) + new - n_ctx :]
 
     def request(
-        self, prompt: list[int], number: int, config: GPTNeoConfig, tokenizer: Tokenizer | None = None
+        self, prompt: list[int], number: int, config: GPTNeoConfig, tokenizer: TokenizerLike | None = None
     ) -> Request:
         """The Request for one of a prompt's sequences.
 

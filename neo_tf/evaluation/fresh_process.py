@@ -80,14 +80,15 @@ def main(task: str) -> None:
     generator = TextGenerationPipeline(Path(folder), None, device, 1, threads, precision)
     loaded = time.perf_counter()
 
-    tokens = []
+    told = False
 
-    def first(token):
-        tokens.append(token)
-        if len(tokens) == 1:
+    def on_token(token: int) -> None:
+        nonlocal told
+        if not told:
+            told = True
             spans = {"load_s": loaded - started, "generate_s": time.perf_counter() - loaded}
             print(json.dumps(spans), flush=True)
 
-    request = Request(prompt, max_new_tokens=new_tokens, on_token=first)
+    request = Request(prompt, max_new_tokens=new_tokens, on_token=on_token)
     generator.engine.generate([request])
     print(json.dumps({"peak_memory_bytes": peak_memory()}), flush=True)

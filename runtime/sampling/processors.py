@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ..argument_table import ARGUMENTS
+
 if TYPE_CHECKING:
     from .options import SamplingOptions
 
@@ -270,12 +272,12 @@ def make_processors(
         chain.append(MinLength(prompt_length + min_new_tokens, stop_token_ids))
     if options.forced_bos_token_id is not None:
         chain.append(ForcedTokens(1, [options.forced_bos_token_id]))
-    forced = options.forced_eos_token_id
-    if forced is not None:
-        chain.append(ForcedTokens(max_length - 1, forced if isinstance(forced, list | tuple) else [forced]))
+    if options.forced_eos_token_id is not None:
+        ids = ARGUMENTS["forced_eos_token_id"].kind.token_ids(options.forced_eos_token_id)
+        chain.append(ForcedTokens(max_length - 1, ids))
     if options.exponential_decay_length_penalty and stop_token_ids:
         start, factor = options.exponential_decay_length_penalty
-        chain.append(ExponentialDecayLengthPenalty(prompt_length + start, factor, stop_token_ids))
+        chain.append(ExponentialDecayLengthPenalty(prompt_length + int(start), factor, stop_token_ids))
     if options.suppress_tokens:
         chain.append(SuppressTokens(options.suppress_tokens))
     if options.begin_suppress_tokens:

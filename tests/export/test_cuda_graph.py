@@ -17,7 +17,8 @@ import neo_tf
 from neo_tf.checkpoints.initialise import random_checkpoint
 from neo_tf.config_values import ACTIVATIONS
 from neo_tf.errors import ProviderError
-from neo_tf.evaluation.verify import LIMITS, verify
+from neo_tf.evaluation.deviation import LIMITS
+from neo_tf.evaluation.verify import verify
 from neo_tf.runtime.device.session import Session
 from tests.export.test_precision import nll
 

@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 import neo_tf
 from neo_tf.cache_layout import cache_parts
 from neo_tf.errors import CheckpointError, RequestError
-from neo_tf.evaluation.verify import LIMITS
+from neo_tf.evaluation.deviation import LIMITS
 from neo_tf.export.precision import precision_for
 from neo_tf.export.quantise import quantise
 from neo_tf.model_cache import resolve_model
