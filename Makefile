@@ -53,9 +53,10 @@ install = $(1)/bin/python -m pip install $(QUIET) --require-hashes --no-deps --n
 install-torch = { $(call install,$(1),torch-cpu) 2>/dev/null \
 	|| { echo "No CPU build of torch was found: installing the index's"; $(call install,$(1),torch); }; }
 
-# $(call install-project,ENVIRONMENT): neo-tf itself, and a look at whether all that its packages need is there.
+# $(call install-project,ENVIRONMENT): neo-tf itself, and a look at whether all that its packages need is there, but
+# for triton, which requirements/update.py leaves out.
 install-project = $(1)/bin/python -m pip install $(QUIET) --no-deps --no-build-isolation --editable . \
-	&& $(1)/bin/python -m pip check --disable-pip-version-check
+	&& ! $(1)/bin/python -m pip check --disable-pip-version-check | grep -v -e "^No broken" -e "requires triton,"
 
 # Stamps: an installation is repeated only when what it depends on has changed.
 $(BIN)/python:
@@ -108,6 +109,7 @@ update: $(UPDATE)/.done ## writes the lock files with the newest of everything t
 latest: ## runs the suite with the newest of everything that setup.py allows, in an environment of its own
 	$(PYTHON) -m venv --clear $(LATEST)
 	$(LATEST)/bin/python -m pip install $(QUIET) --editable '.[test]'
+	$(LATEST)/bin/python -m pip uninstall $(QUIET) --yes triton # requirements/update.py says why
 	$(LATEST)/bin/python -m pip freeze --disable-pip-version-check --exclude-editable
 	$(LATEST)/bin/python -m pytest
 

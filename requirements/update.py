@@ -25,7 +25,10 @@ PLATFORMS = (
 # Packages that are published as source alone, and built with build.txt. All others must have wheels.
 SOURCES = ("future",)
 # torch and what its builds for CUDA need; nothing else in the locks needs packages of these names.
-TORCH = re.compile(r"torch$|nvidia-|cuda-|triton$")
+TORCH = re.compile(r"torch$|nvidia-|cuda-")
+# Packages that are not installed though others ask for them. triton 3.7 crashes the process when it is imported after
+# TensorFlow (tensorflow/tensorflow#124205); torch imports it where it is there, and needs it only to compile kernels.
+LEFT_OUT = ("triton",)
 
 
 def uv(*arguments, **environment):
@@ -57,7 +60,8 @@ def resolve(*arguments, before="", upgrade=True):
         )
         text = output.read_text(encoding="utf-8")
     starts = re.split(r"^(?=[a-zA-Z0-9])", text, flags=re.MULTILINE)
-    return {re.match(r"[\w.-]+", lines)[0]: lines for lines in starts if lines.strip()}
+    packages = {re.match(r"[\w.-]+", lines)[0]: lines for lines in starts if lines.strip()}
+    return {name: lines for name, lines in packages.items() if name not in LEFT_OUT}
 
 
 def split(packages):
