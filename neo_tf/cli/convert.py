@@ -3,6 +3,7 @@
 import time
 
 from neo_tf.cli.shared_options import (
+    AllowNan,
     ConfigPath,
     Destination,
     Force,
@@ -26,6 +27,7 @@ def convert(
     n_vocab: VocabSize = None,
     revision: Revision = None,
     moe_policy: MoePolicy = None,
+    allow_nan: AllowNan = False,
     force: Force = False,
 ) -> None:
     """Convert a checkpoint between the original's format, Keras and Hugging Face."""
@@ -33,4 +35,4 @@ def convert(
     checkpoint = open_source(
         src, tokenizer=tokenizer, config=config, revision=revision, moe_policy=moe_policy, n_vocab=n_vocab
     )
-    write_checkpoint(checkpoint, dst, to, force=force, title="converting", started=started)
+    write_checkpoint(checkpoint, dst, to, force=force, allow_nan=allow_nan, title="converting", started=started)

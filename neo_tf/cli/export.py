@@ -9,6 +9,7 @@ import typer
 import neo_tf
 from neo_tf.cli.console import byte_progress
 from neo_tf.cli.shared_options import (
+    AllowNan,
     ConfigPath,
     Destination,
     Force,
@@ -61,6 +62,7 @@ def export(
     n_vocab: VocabSize = None,
     revision: Revision = None,
     moe_policy: MoePolicy = None,
+    allow_nan: AllowNan = False,
     force: Force = False,
 ) -> None:
     """Export a checkpoint as an ONNX folder that decodes without TensorFlow or PyTorch."""
@@ -79,6 +81,7 @@ def export(
             ops=ops.value,
             calibrate=text,
             force=force,
+            allow_nan=allow_nan,
             progress=progress,
         )
     what = "ONNX in standard operators" if ops == Ops.standard else "ONNX"

@@ -78,6 +78,10 @@ Destination = Annotated[
 ]
 To = Annotated[Format, typer.Option(metavar="FORMAT", help="The format to write: keras, huggingface or mesh-tf.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace DST if it exists and is not empty.")]
+AllowNan = Annotated[
+    bool,
+    typer.Option("--allow-nan", help="Write weights that hold NaN or Inf as they are. By default they are refused."),
+]
 
 # ---- how it runs
 

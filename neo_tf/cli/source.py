@@ -44,10 +44,19 @@ def read_text(path: Path | None) -> str | None:
         raise RequestError(f"{path}: not a text in UTF-8") from None
 
 
-def write_checkpoint(checkpoint: Checkpoint, dst: Path, to: Format, *, force: bool, title: str, started: float) -> None:
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    dst: Path,
+    to: Format,
+    *,
+    force: bool,
+    title: str,
+    started: float,
+    allow_nan: bool = False,
+) -> None:
     """Writes a checkpoint in a format with a progress bar, and prints what was written; see print_written."""
     with byte_progress(title, checkpoint.nbytes) as progress:
-        neo_tf.save_checkpoint(checkpoint, dst, to.value, force=force, progress=progress)
+        neo_tf.save_checkpoint(checkpoint, dst, to.value, force=force, allow_nan=allow_nan, progress=progress)
     print_written(checkpoint, dst, to.value, started)
 
 
