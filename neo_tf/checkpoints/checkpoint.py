@@ -35,6 +35,10 @@ class LazyTensor:
         """The number of bytes that the tensor takes once it is read."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
+    def transposed(self) -> "LazyTensor":
+        """The transposed tensor."""
+        return LazyTensor(self.shape[::-1], self.dtype, lambda: np.ascontiguousarray(self.read().T))
+
 
 def _nothing_else_to_verify() -> None:
     pass

@@ -186,8 +186,8 @@ def _read_tensors(folder: Path) -> dict[str, LazyTensor]:
             left_out.append(stored_name)
             continue
         ours, transposed = from_huggingface_name(name)
-        tensor = _transpose(stored[stored_name]) if transposed else stored[stored_name]
-        if ours in tensors and not _is_equal(tensors[ours], tensor):
+        tensor = stored[stored_name].transposed() if transposed else stored[stored_name]
+        if ours in tensors and not is_equal(tensors[ours], tensor):
             raise CheckpointError(f"{folder}: holds {name} twice, with different values")
         tensors[ours] = tensor
     if left_out:
@@ -195,7 +195,8 @@ def _read_tensors(folder: Path) -> dict[str, LazyTensor]:
     return narrowed(folder, tensors)
 
 
-def _is_equal(first: LazyTensor, second: LazyTensor) -> bool:
+def is_equal(first: LazyTensor, second: LazyTensor) -> bool:
+    """Whether two tensors have the same shape and the same numbers."""
     return first.shape == second.shape and np.array_equal(first.read(), second.read())
 
 
@@ -208,7 +209,7 @@ def _resolve_head(tensors: dict[str, LazyTensor], stated_untied: bool) -> bool:
     if _LM_HEAD not in tensors:
         return stated_untied
     if _WTE in tensors:
-        if not _is_equal(tensors[_LM_HEAD], tensors[_WTE]):
+        if not is_equal(tensors[_LM_HEAD], tensors[_WTE]):
             return True
         del tensors[_LM_HEAD]
         return False
@@ -225,7 +226,7 @@ def _shards(tensors: Mapping[str, LazyTensor]) -> list[dict[str, LazyTensor]]:
         if shards[-1] and size + tensor.nbytes > _SHARD_BYTES:
             shards.append({})
         theirs, transposed = to_huggingface_name(name)
-        shards[-1][theirs] = _transpose(tensor) if transposed else tensor
+        shards[-1][theirs] = tensor.transposed() if transposed else tensor
     return shards
 
 
@@ -249,10 +250,6 @@ def _weight_files(folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: shard {name} is missing")
     return [folder / name for name in names]
-
-
-def _transpose(tensor: LazyTensor) -> LazyTensor:
-    return LazyTensor(tensor.shape[::-1], tensor.dtype, lambda: np.ascontiguousarray(tensor.read().T))
 
 
 def _precision(tensors: Mapping[str, LazyTensor], stated: str) -> str:

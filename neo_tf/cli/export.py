@@ -9,6 +9,7 @@ import typer
 import neo_tf
 from neo_tf.cli.console import byte_progress
 from neo_tf.cli.shared_options import (
+    AdapterPath,
     AllowNan,
     ConfigPath,
     Destination,
@@ -62,13 +63,20 @@ def export(
     n_vocab: VocabSize = None,
     revision: Revision = None,
     moe_policy: MoePolicy = None,
+    adapter: AdapterPath = None,
     allow_nan: AllowNan = False,
     force: Force = False,
 ) -> None:
     """Export a checkpoint as an ONNX folder that decodes without TensorFlow or PyTorch."""
     started = time.perf_counter()
     checkpoint = open_source(
-        src, tokenizer=tokenizer, config=config, revision=revision, moe_policy=moe_policy, n_vocab=n_vocab
+        src,
+        tokenizer=tokenizer,
+        config=config,
+        revision=revision,
+        moe_policy=moe_policy,
+        n_vocab=n_vocab,
+        adapter=adapter,
     )
     text = read_text(calibrate)
     precisions = [name.value for name in precision or [PrecisionName.fp32]]

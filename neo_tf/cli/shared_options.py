@@ -52,6 +52,14 @@ Revision = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="The branch, tag or commit of a hub id. By default its main branch."),
 ]
+AdapterPath = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter",
+        metavar="PATH",
+        help="A LoRA adapter of PEFT to merge into the weights: its folder, or its hub id. By default none is merged.",
+    ),
+]
 MoePolicy = Annotated[
     str | None,
     typer.Option(

@@ -20,9 +20,10 @@ def open_source(
     revision: str | None = None,
     moe_policy: str | None = None,
     n_vocab: int | None = None,
+    adapter: str | None = None,
 ) -> Checkpoint:
     """Opens the checkpoint that SRC names, and trims its vocabulary to n_vocab ids; see open_checkpoint."""
-    checkpoint = neo_tf.open_checkpoint(src, tokenizer, config, revision, moe_policy)
+    checkpoint = neo_tf.open_checkpoint(src, tokenizer, config, revision, moe_policy, adapter)
     if moe_policy and checkpoint.config.moe_layers:
         console.print(f"note: second experts by {moe_policy!r}, whatever the original's config says")
     if n_vocab is None:
