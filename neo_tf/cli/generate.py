@@ -23,6 +23,7 @@ from neo_tf.cli.shared_options import (
     Threads,
     TokenizerPath,
 )
+from neo_tf.cli.source import decoded
 from neo_tf.errors import OutputError, RequestError
 from neo_tf.runtime.argument_table import ARGUMENTS, Panel
 from neo_tf.sizes import bytes_of
@@ -309,10 +310,9 @@ def _standard_input() -> str:
     """The whole of standard input as one prompt."""
     if sys.stdin is None or sys.stdin.isatty():
         raise RequestError("no prompt: give one after the model, on standard input, or a file of them with --input")
-    try:
-        return sys.stdin.read().removesuffix("\n")
-    except UnicodeDecodeError:
-        raise RequestError("standard input: not a text in UTF-8") from None
+    # As bytes: a text is UTF-8 whatever encoding the terminal has.
+    text = decoded(sys.stdin.buffer.read(), "standard input") if hasattr(sys.stdin, "buffer") else sys.stdin.read()
+    return text.removesuffix("\n")
 
 
 def _lines(

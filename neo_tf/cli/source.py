@@ -1,5 +1,6 @@
 """What the commands that read a checkpoint have in common: they open it, write it, and say what they wrote."""
 
+import codecs
 import time
 from pathlib import Path
 
@@ -37,12 +38,23 @@ def read_text(path: Path | None) -> str | None:
     Raises:
         RequestError: The text is not UTF-8.
     """
-    if path is None:
-        return None
+    return None if path is None else decoded(path.read_bytes(), path)
+
+
+def decoded(data: bytes, where: Path | str) -> str:
+    """The text of a file's bytes, without a byte order mark, and with line feeds for all kinds of line breaks.
+
+    It is UTF-8, or UTF-16 where a byte order mark says so, as Windows' shells write it.
+
+    Raises:
+        RequestError: It is neither.
+    """
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return path.read_text(encoding="utf-8")
+        text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError:
-        raise RequestError(f"{path}: not a text in UTF-8") from None
+        raise RequestError(f"{where}: not a text in UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_checkpoint(
