@@ -81,6 +81,11 @@ def find_prefix(path: Path | str) -> Path | None:
     return max(indices)[1].with_suffix("") if indices else None
 
 
+def has_shards(prefix: Path) -> bool:
+    """Whether data shards lie beside the index of a checkpoint."""
+    return len(_files_of(prefix)) > 1
+
+
 def read_mesh_tf(
     path: Path | str,
     tokenizer: Path | str | None = None,
