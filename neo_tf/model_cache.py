@@ -127,7 +127,7 @@ def fingerprint(
     if tokenizer:
         seen.append(_stamp(Path(tokenizer)))
     seen += sorted(f"{file.name} {_stamp(file)}" for file in files if file.is_file())
-    return hashlib.sha256("\n".join(seen).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join(seen).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def _stamp(file: Path) -> str:
