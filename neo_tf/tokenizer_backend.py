@@ -8,7 +8,7 @@ which of them counts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -258,12 +258,11 @@ def _gpt2(files: Mapping[str, bytes], prefix_space: bool) -> Tokenizer:
         vocab = model["vocab"]
         if isinstance(vocab, list):
             vocab = {(entry[0] if isinstance(entry, list) else entry): index for index, entry in enumerate(vocab)}
-        merges = [
-            tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model.get("merges", [])
-        ]
+        merges = list(_pairs(model.get("merges", [])))
     else:
         vocab = _json_object(files, VOCAB_FILE)
-        merges = list(_read_merges(files[MERGES_FILE].decode("utf-8")))
+        lines = files[MERGES_FILE].decode("utf-8").splitlines()
+        merges = list(_pairs(line for line in lines if line and not line.startswith("#version")))
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
@@ -275,11 +274,11 @@ def _gpt2(files: Mapping[str, bytes], prefix_space: bool) -> Tokenizer:
     return tokenizer
 
 
-def _read_merges(text: str) -> Iterator[tuple[str, str]]:
-    for line in text.splitlines():
-        if line and not line.startswith("#version"):
-            first, second = line.split(" ")
-            yield first, second
+def _pairs(merges: Iterable[str | list[str]]) -> Iterator[tuple[str, str]]:
+    """The two parts of each merge, which is a line of merges.txt or a list."""
+    for merge in merges:
+        first, second = merge.split(" ") if isinstance(merge, str) else merge
+        yield first, second
 
 
 def _from_text(files: Mapping[str, bytes]) -> Tokenizer:

@@ -85,7 +85,9 @@ def _compiled(template: str) -> jinja2.Template:
     class Generation(jinja2.ext.Extension):
         """Lets {% generation %} blocks pass, with which some templates mark the assistant's words."""
 
-        tags = frozenset(("generation",))
+        def __init__(self, environment: jinja2.Environment) -> None:
+            super().__init__(environment)
+            self.tags = {"generation"}
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)
