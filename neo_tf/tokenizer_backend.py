@@ -261,7 +261,7 @@ def _gpt2(files: Mapping[str, bytes], prefix_space: bool) -> Tokenizer:
         merges = list(_pairs(model.get("merges", [])))
     else:
         vocab = _json_object(files, VOCAB_FILE)
-        lines = files[MERGES_FILE].decode("utf-8").splitlines()
+        lines = _text(files[MERGES_FILE]).split("\n")
         merges = list(_pairs(line for line in lines if line and not line.startswith("#version")))
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
@@ -290,16 +290,21 @@ def _from_text(files: Mapping[str, bytes]) -> Tokenizer:
 def _chat_template(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> str | dict[str, str] | None:
     """The template of a file of its own; without one, that of the settings."""
     prefix = f"{CHAT_TEMPLATES_FOLDER}/"
-    templates = {"default": files[CHAT_TEMPLATE_FILE].decode("utf-8")} if CHAT_TEMPLATE_FILE in files else {}
+    templates = {"default": _text(files[CHAT_TEMPLATE_FILE])} if CHAT_TEMPLATE_FILE in files else {}
     for name, content in files.items():
         if name.startswith(prefix):
-            templates[name.removeprefix(prefix).removesuffix(".jinja")] = content.decode("utf-8")
+            templates[name.removeprefix(prefix).removesuffix(".jinja")] = _text(content)
     if [*templates] == ["default"]:
         return templates["default"]
     template = templates or settings.get("chat_template")
     if isinstance(template, list):
         return {entry["name"]: entry["template"] for entry in template}
     return template
+
+
+def _text(content: bytes) -> str:
+    """The text of a file, whose lines end with \\n whatever they end with in the file."""
+    return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _json_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:

@@ -124,6 +124,8 @@ def read_mesh_tf(
     if GLOBAL_STEP in shapes:
         step = int(_read(reader, prefix, GLOBAL_STEP))
         params = params.replace(training=params.training | {GLOBAL_STEP: step})
+    if params.huggingface_keys:
+        params = params.replace(training=_without_defaults(params.training))
     return Checkpoint(prefix, "mesh-tf", params, tensors, read_files("mesh-tf", home, params, tokenizer), verify)
 
 
@@ -230,6 +232,12 @@ def _write_configs(checkpoint: Checkpoint, folder: Path) -> None:
         dataset["eos_id"] = eos
         dataset["padding_id"] = config.n_vocab if padding is None else padding
         write_json(folder / "dataset.json", dataset)
+
+
+def _without_defaults(training: dict[str, Any]) -> dict[str, Any]:
+    """A Hugging Face model's training keys, without those that _write_configs added for the original's sake."""
+    added = _TRAINING_DEFAULTS | {GLOBAL_STEP: 0}
+    return {key: value for key, value in training.items() if key not in added or value != added[key]}
 
 
 def _find_config(folder: Path) -> Path:
