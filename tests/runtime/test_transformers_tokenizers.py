@@ -24,7 +24,7 @@ TEXTS = [
     "hello world",
     "Hello, the world's end . it is n't he 's .",
     f"  def f(x):\n\treturn 1{END}x<|im_end|> <pad>",
-    "naïve 你好 🎉",
+    "naïve nai\u0308ve 你好 🎉",
     "",
     "[CLS] hello[SEP] the cat sat on ##s the mat ' s",
 ]
@@ -70,7 +70,10 @@ def check(folder):
 
 # ---- settings and special tokens, wherever they are declared
 
-CLASSES = [None, "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", "OfSomebodysOwn"]
+CLASSES = [
+    *(None, "GPT2TokenizerFast", "CodeGenTokenizer", "GPTNeoXTokenizerFast"),
+    *("PreTrainedTokenizerFast", "TokenizersBackend", "OfSomebodysOwn"),
+]
 SETTINGS = {
     "none": {},
     "special tokens that tokenizer.json does not know": {
