@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+import neo_tf
 from neo_tf.errors import CheckpointError, MissingExtraError, RequestError
 from neo_tf.runtime.text_pieces import CleanedPieces, clean_up
 from neo_tf.runtime.tokenizer import Tokenizer
@@ -436,3 +437,37 @@ def test_without_jinja2_a_chat_is_refused(pair, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     with pytest.raises(MissingExtraError, match="needs jinja2"):
         pair[1].apply_chat_template(CHAT, chat_template="x")
+
+
+# ---- the whole way, from a prompt to its text
+
+
+@pytest.mark.parametrize("kind", [_word_level, _word_piece, _unigram, _unigram_with_bytes, _bpe_with_ends_of_words])
+def test_a_pipeline_writes_and_streams_transformers_text(tmp_path, monkeypatch, kind):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setenv("NEO_TF_CACHE", str(tmp_path / "cache"))
+    made = kind()
+    unknown = "[UNK]" if made.token_to_id("[UNK]") is not None else "<unk>"
+    end = {"eos_token": "[SEP]"} if unknown == "[UNK]" else {}
+    saved = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token=unknown, **end)
+    saved.save_pretrained(tmp_path / "model")
+    torch.manual_seed(1)
+    config = transformers.GPTNeoConfig(
+        vocab_size=len(saved) + 3,  # ids without a token
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=64,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    transformers.GPTNeoForCausalLM(config).save_pretrained(tmp_path / "model")
+    theirs = transformers.pipeline("text-generation", model=str(tmp_path / "model"), tokenizer=str(tmp_path / "model"))
+    ours = neo_tf.pipeline(model=tmp_path / "model")
+    for prompt in ("hello world", "the cat sat.", "he"):
+        expected = theirs(prompt, max_new_tokens=24, do_sample=False)[0]["generated_text"]
+        pieces = []
+        found = ours(prompt, max_new_tokens=24, do_sample=False, streamer=pieces.append)[0]["generated_text"]
+        assert found == expected == prompt + "".join(pieces)
