@@ -9,7 +9,7 @@ from pathlib import Path
 from neo_tf.errors import CheckpointError, first_line
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
-_ALWAYS = ("*.json", "merges.txt")
+_ALWAYS = ("*.json", "merges.txt", "*.jinja")
 # The kinds of weights in order of preference: the first kind that a model has is downloaded. A kind is a tuple of file
 # patterns; a model has the kind when one of its files fits the first or the second pattern.
 _WEIGHTS = (

@@ -10,7 +10,7 @@ from .request import Request
 if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig
 
-    from ..tokenizer import TextStream
+    from ..text_stream import TextStream
 
 
 class Stopping:
