@@ -67,10 +67,11 @@ class _Call:
 
     def _heard_here(self, request: Request) -> Request:
         """The request, with functions that are called in the thread of the call, whichever thread steps the engine."""
-        names = [name for name in ("on_token", "on_text") if getattr(request, name)]
-        if not names:
-            return request
-        return dataclasses.replace(request, **{name: self._relay(getattr(request, name)) for name in names})
+        if request.on_token:
+            request = dataclasses.replace(request, on_token=self._relay(request.on_token))
+        if request.on_text:
+            request = dataclasses.replace(request, on_text=self._relay(request.on_text))
+        return request
 
     def _relay(self, function: Callable[[Any], object]) -> Callable[[Any], object]:
         def relay(value: Any) -> None:
