@@ -104,12 +104,14 @@ def _precisions(names: str | Sequence[str], target: str | None, ops: str) -> dic
     if ops not in OPS:
         raise RequestError(f"unknown ops {ops!r} (known: {', '.join(OPS)})")
     names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    if not names:
+        raise RequestError(f"no precision is given: name at least one of {', '.join(PRECISION_TARGETS)}")
     found = {name: precision_for(name, target) for name in names}
     if len({precision.target for precision in found.values()}) != 1:
         together = " and ".join(names)
-        common = set.intersection(*(set(PRECISION_TARGETS[name]) for name in names)) if names else set()
+        common = set.intersection(*(set(PRECISION_TARGETS[name]) for name in names))
         hint = f"name the target {min(common)}" if common else "no target runs them together"
-        raise RequestError(f"{together or 'no precision'}: a folder is for one target: {hint}")
+        raise RequestError(f"{together}: a folder is for one target: {hint}")
     if ops == "fused":
         return found
     if any(precision.target != "cpu" for precision in found.values()):

@@ -75,7 +75,7 @@ class Engine:
         on_text are called in the thread of its call.
 
         Returns:
-            What came of each, in their order.
+            The Generations, in the order of the requests.
 
         Raises:
             RequestError: A request that cannot be served; see check.
@@ -91,7 +91,7 @@ class Engine:
         """Queues a request, for step to run.
 
         Returns:
-            What comes of it, as far as it has come.
+            The request's Generation, which grows with each step.
 
         Raises:
             RequestError: It cannot be served; see check.
