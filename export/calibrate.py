@@ -156,11 +156,9 @@ class Calibration:
 
 def _sequences(checkpoint: Checkpoint, text: str) -> list[np.ndarray]:
     """Token ids, int64, of at most n_ctx tokens each and MAX_TOKENS together, taken evenly from all of the text."""
-    from tokenizers import Tokenizer
-
     if checkpoint.tokenizer is None:
         raise CheckpointError(f"{checkpoint.path}: no tokenizer to calibrate with: name one, --tokenizer (tokenizer=)")
-    ids = np.asarray(Tokenizer.from_str(checkpoint.tokenizer).encode(text).ids, np.int64)
+    ids = np.asarray(checkpoint.tokenizer.encode(text).ids, np.int64)
     if len(ids) < MIN_TOKENS:
         raise RequestError(f"a text of {len(ids)} tokens is too short to calibrate on: {MIN_TOKENS} are the least")
     size = checkpoint.config.n_ctx

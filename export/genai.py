@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from neo_tf.cache_layout import padded_head_size
@@ -19,7 +20,7 @@ def genai_can_run(config: GPTNeoConfig) -> bool:
     return {*config.attention_types} <= {"global", "local"} and not config.num_mem_kv
 
 
-def genai_config(config: GPTNeoConfig, standard: bool) -> dict[str, Any]:
+def genai_config(config: GPTNeoConfig, standard: bool, generation: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the content of genai_config.json.
 
     onnxruntime-genai does not know the model type `gpt_neo`; its plain `decoder` describes model.onnx.
@@ -27,18 +28,19 @@ def genai_config(config: GPTNeoConfig, standard: bool) -> dict[str, Any]:
     Args:
         config: The model's config.
         standard: Whether the graph consists of operators of the ONNX standard alone.
+        generation: The content of generation_config.json, whose token ids come before the config's.
     """
     # An id that ends a text is required. A model without one gets its last id, which a padded vocabulary never yields.
-    eos = config.eos_token_id if config.eos_token_id is not None else config.n_vocab - 1
-    pad = config.pad_token_id_in_vocab
+    eos = _first(generation.get("eos_token_id"), config.eos_token_id, config.n_vocab - 1)
+    end = eos[0] if isinstance(eos, list) and eos else eos
     return {
         "model": {
             "type": "decoder",
             "vocab_size": config.n_vocab,
             "context_length": config.n_ctx,
-            "bos_token_id": eos,
+            "bos_token_id": _first(generation.get("bos_token_id"), config.bos_token_id, end),
             "eos_token_id": eos,
-            "pad_token_id": eos if pad is None else pad,
+            "pad_token_id": _first(generation.get("pad_token_id"), config.pad_token_id_in_vocab, end),
             "decoder": {
                 "session_options": {"provider_options": []},
                 "filename": f"{MODEL}.onnx",
@@ -68,3 +70,8 @@ def genai_config(config: GPTNeoConfig, standard: bool) -> dict[str, Any]:
             "past_present_share_buffer": padded_head_size(config) == config.head_size and not standard,
         },
     }
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is not None."""
+    return next((value for value in values if value is not None), None)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Unpack
 
 from neo_tf.atomic import new_folder
 from neo_tf.checkpoints import Checkpoint, open_checkpoint
-from neo_tf.checkpoints.huggingface import write_tokenizer
+from neo_tf.checkpoints.model_files import write_files
 from neo_tf.checkpoints.open import OpenOptions
 from neo_tf.errors import RequestError
-from neo_tf.file_names import CONFIG_FILE
+from neo_tf.file_names import CONFIG_FILE, GENERATION_CONFIG_FILE
 from neo_tf.onnx_folder import DATA_FILE, DECODER, MODEL, OPS, PRECISION_TARGETS, PREFILL, graph_files
 from neo_tf.progress import Progress, no_progress
 
@@ -104,12 +104,14 @@ def _precisions(names: str | Sequence[str], target: str | None, ops: str) -> dic
     if ops not in OPS:
         raise RequestError(f"unknown ops {ops!r} (known: {', '.join(OPS)})")
     names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    if not names:
+        raise RequestError(f"no precision is given: name at least one of {', '.join(PRECISION_TARGETS)}")
     found = {name: precision_for(name, target) for name in names}
     if len({precision.target for precision in found.values()}) != 1:
         together = " and ".join(names)
-        common = set.intersection(*(set(PRECISION_TARGETS[name]) for name in names)) if names else set()
+        common = set.intersection(*(set(PRECISION_TARGETS[name]) for name in names))
         hint = f"name the target {min(common)}" if common else "no target runs them together"
-        raise RequestError(f"{together or 'no precision'}: a folder is for one target: {hint}")
+        raise RequestError(f"{together}: a folder is for one target: {hint}")
     if ops == "fused":
         return found
     if any(precision.target != "cpu" for precision in found.values()):
@@ -146,14 +148,15 @@ def _scaled(progress: Progress, scale: float) -> Progress:
 
 
 def _write_configs(checkpoint: Checkpoint, folder: Path, precisions: Mapping[str, Precision]) -> None:
-    """Writes config.json, the tokenizer's files, and genai_config.json where onnxruntime-genai can run the model."""
+    """Writes config.json, the model's files, and genai_config.json where onnxruntime-genai can run the model."""
     config = checkpoint.config.replace(precision="float32")
     first = next(iter(precisions.values()))
     params = config.to_onnx() | {"precisions": list(precisions), "target": first.target}
     if first.standard:
         params["ops"] = "standard"
     (folder / CONFIG_FILE).write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
-    write_tokenizer(checkpoint, folder)
+    write_files("onnx", checkpoint, folder)
     if genai_can_run(config):
-        text = json.dumps(genai_config(config, first.standard), indent=2) + "\n"
+        ids = json.loads(checkpoint.files[GENERATION_CONFIG_FILE]) if GENERATION_CONFIG_FILE in checkpoint.files else {}
+        text = json.dumps(genai_config(config, first.standard, ids), indent=2) + "\n"
         (folder / "genai_config.json").write_text(text, encoding="utf-8")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from neo_tf.errors import NeoTFError, OutputError, first_line
-from neo_tf.file_names import CONFIG_FILE, GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
+from neo_tf.file_names import CHAT_TEMPLATES_FOLDER, CONFIG_FILE, GENERATION_CONFIG_FILE, TOKENIZER_FILES
 from neo_tf.sizes import readable_bytes
 
 # Patterns of the files that neo-tf writes. --force replaces a folder only if it holds weights and no other files.
@@ -18,8 +18,7 @@ _OURS = (
     *_WEIGHTS,
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
-    TOKENIZER_FILE,
-    TOKENIZER_CONFIG_FILE,
+    *TOKENIZER_FILES,
     "genai_config.json",
     "dataset.json",
     "checkpoint",
@@ -123,11 +122,18 @@ def _check_target(dst: Path, force: bool, source: Path | str | None) -> None:
     held = sorted(dst.iterdir())
     if held and not force:
         raise OutputError(f"{dst}: exists and is not empty (--force replaces it)")
-    foreign = [entry.name for entry in held if entry.is_dir() or not any(entry.match(pattern) for pattern in _OURS)]
+    foreign = [entry.name for entry in held if not _is_ours(entry)]
     if foreign:
         raise OutputError(f"{dst}: holds {foreign[0]!r}, which neo-tf did not write: not replaced even with --force")
     if held and not any(entry.match(pattern) for entry in held for pattern in _WEIGHTS):
         raise OutputError(f"{dst}: holds no weights that neo-tf wrote: not replaced even with --force")
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether neo-tf writes such a file, or a folder that holds nothing but chat templates."""
+    if entry.is_dir():
+        return entry.name == CHAT_TEMPLATES_FOLDER and all(path.match("*.jinja") for path in entry.iterdir())
+    return any(entry.match(pattern) for pattern in _OURS)
 
 
 def _remove_leftovers(parent: Path, name: str) -> None:
@@ -170,7 +176,9 @@ def _replace(partial: Path, dst: Path) -> None:
 
 def _sync(folder: Path) -> None:
     """Flushes the files to the disk, so that a full disk is noticed before the rename and not after it."""
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            continue
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -212,6 +212,17 @@ class ConfigFields:
             return None
         return self.pad_token_id
 
+    @property
+    def huggingface_keys(self) -> dict[str, Any]:
+        """The keys of Hugging Face's config.json that say nothing of the model's mathematics."""
+        others = self.training.get("huggingface")
+        return others if isinstance(others, dict) else {}
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id that a text begins with where nothing is before it: the end-of-text id, unless the config says so."""
+        return self.huggingface_keys.get("bos_token_id", self.eos_token_id)
+
     def window(self, layer: int) -> int:
         """The number of positions that a query of a layer sees, its own included.
 

@@ -10,6 +10,7 @@ from typing import Any
 from neo_tf.config_fields import ConfigFields
 from neo_tf.config_values import (
     FLAGS,
+    GPT2_VOCAB_SIZE,
     ORIGINAL_ONLY_KEYS,
     UNSUPPORTED,
     collapse_attention_types,
@@ -166,8 +167,16 @@ _OTHER_HUGGINGFACE_KEYS = (
     "tie_word_embeddings",
     "use_cache",
     "neo_tf",
+    # Keys that an ONNX folder adds; neo_tf/onnx_folder.py reads them.
+    "precisions",
+    "target",
+    "ops",
     *_HUGGINGFACE_SYNONYMS,
 )
+# The key of ConfigFields.training that holds Hugging Face's other keys. They go back where they came from.
+HUGGINGFACE_KEYS = "huggingface"
+# What transformers takes for an end-of-text id that config.json does not name.
+_DEFAULT_EOS = GPT2_VOCAB_SIZE - 1
 _HUGGINGFACE_KEYS = frozenset((*_FROM_HUGGINGFACE, *_OTHER_HUGGINGFACE_KEYS, *ORIGINAL_ONLY_KEYS))
 # Hugging Face's name of an activation -> the original's. "gelu_new" is the tanh form; their plain "gelu" uses erf.
 _ACTIVATION_FROM_HUGGINGFACE = {
@@ -277,7 +286,7 @@ def _read_precision(params: Mapping[str, Any]) -> str:
 
 def _read_eos_token_id(params: Mapping[str, Any]) -> Any:
     """The end-of-text id; of several, the first."""
-    eos = params.get("eos_token_id")
+    eos = params.get("eos_token_id", _DEFAULT_EOS)
     if isinstance(eos, list) and eos:
         eos = eos[0]
     vocab = params["vocab_size"]
@@ -287,11 +296,20 @@ def _read_eos_token_id(params: Mapping[str, Any]) -> Any:
 
 
 def _read_training(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The original's other keys, which travel under `neo_tf`, and Hugging Face's other keys."""
+    """The original's other keys, which travel under `neo_tf`, and Hugging Face's other keys under `huggingface`."""
     carried = params.get("neo_tf") or {}
     if not isinstance(carried, dict):
         raise ConfigError(f"neo_tf must hold the original's other keys, not {carried!r}")
-    return carried | {key: value for key, value in params.items() if key not in _HUGGINGFACE_KEYS}
+    others = {key: value for key, value in params.items() if key not in _HUGGINGFACE_KEYS}
+    if params.get("use_cache") is False:
+        others["use_cache"] = False
+    # Of the end-of-text ids the config itself keeps one, and writes it as the beginning-of-text id, too.
+    eos = _read_eos_token_id(params)
+    if params.get("eos_token_id", eos) != eos:
+        others["eos_token_id"] = params["eos_token_id"]
+    if params.get("bos_token_id", _DEFAULT_EOS) != eos:
+        others["bos_token_id"] = params.get("bos_token_id", _DEFAULT_EOS)
+    return carried | ({HUGGINGFACE_KEYS: others} if others else {})
 
 
 def write_huggingface_config(config: ConfigFields) -> dict[str, Any]:
@@ -352,9 +370,18 @@ def _huggingface_keys(config: ConfigFields) -> dict[str, Any]:
     # transformers builds nn.Embedding(padding_idx) from it: an id outside the embedding would crash there.
     if config.pad_token_id_in_vocab is not None:
         params["pad_token_id"] = config.pad_token_id_in_vocab
-    if config.training:
-        params["neo_tf"] = config.training
-    return params
+    others = dict(config.huggingface_keys)
+    ids = others.get("eos_token_id")
+    if ids is not None and (ids[:1] if isinstance(ids, list) else [None]) != [config.eos_token_id]:
+        del others["eos_token_id"]  # the ids were changed since
+    carried = {key: value for key, value in config.training.items() if key != HUGGINGFACE_KEYS}
+    if carried:
+        params["neo_tf"] = carried
+    return params | {key: value for key, value in others.items() if key not in params or key in _REPLACED_KEYS}
+
+
+# Keys of which the source's own value is written in place of the one that follows from the config.
+_REPLACED_KEYS = ("eos_token_id", "bos_token_id", "use_cache")
 
 
 def _require_keys(params: Mapping[str, Any], keys: tuple[str, ...]) -> None:

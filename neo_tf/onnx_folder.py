@@ -13,7 +13,7 @@ from neo_tf.file_names import CONFIG_FILE, TOKENIZER_FILE
 from neo_tf.git_lfs import refuse_pointer
 from neo_tf.json_files import read_json
 
-FORMAT = 2  # changes whenever the runtime needs other graphs than before
+FORMAT = 3  # changes whenever the runtime needs other graphs or files than before
 DATA_FILE = "model.onnx_data"  # the weights of all graphs
 # The kinds of graph: one for every runtime, one for our runtime, and one that runs our runtime's prompts.
 MODEL, DECODER, PREFILL = "model", "decoder", "prefill"

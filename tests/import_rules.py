@@ -107,6 +107,7 @@ CONTRACTS = {
     "neo_tf.onnx_folder",
     "neo_tf.progress",
     "neo_tf.sizes",
+    "neo_tf.tokenizer_backend",
     "neo_tf.variables",
 }
 ROOF = ("neo_tf.evaluation", "neo_tf.model_cache", "neo_tf.text_generation", "neo_tf.cli")
@@ -116,6 +117,9 @@ TENSORFLOW = ("tensorflow", "keras", "h5py", "torch", "transformers", "neo_tf.ke
 RUNTIME_ROOMS = {
     "neo_tf.runtime.argument_kinds": 0,
     "neo_tf.runtime.argument_table": 1,
+    "neo_tf.runtime.chat_template": 0,
+    "neo_tf.runtime.text_pieces": 0,
+    "neo_tf.runtime.text_stream": 1,
     "neo_tf.runtime.tokenizer": 2,
     "neo_tf.runtime.device": 2,
     "neo_tf.runtime.sampling": 2,

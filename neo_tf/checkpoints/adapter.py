@@ -14,10 +14,10 @@ from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor
 from neo_tf.checkpoints.huggingface import from_huggingface_name, is_equal
 from neo_tf.checkpoints.safetensors_file import read_safetensors
 from neo_tf.checkpoints.state_dict import is_beside_the_model, without_wrappers
-from neo_tf.checkpoints.tokenizer_files import find_tokenizer
+from neo_tf.checkpoints.tokenizer_files import find_tokenizer, is_named
 from neo_tf.checkpoints.torch_pickle import read_torch_file
 from neo_tf.errors import CheckpointError
-from neo_tf.file_names import TOKENIZER_FILE
+from neo_tf.file_names import TOKENIZER_FILES
 from neo_tf.json_files import read_json
 from neo_tf.notes import note
 from neo_tf.variables import ROOT
@@ -145,16 +145,17 @@ def merge_adapter(checkpoint: Checkpoint, adapter: Adapter, keep_tokenizer: bool
             raise CheckpointError(f"{adapter.path}: changes {module}, which {checkpoint.path} does not have")
         turned = transposed or name in _EMBEDDINGS
         tensors[name] = _merged(checkpoint, adapter, module, tensors[name], a, b, turned)
-    text = checkpoint.tokenizer
-    if not keep_tokenizer and any((adapter.path / name).is_file() for name in (TOKENIZER_FILE, "vocab.json")):
-        text = find_tokenizer(None, config.n_vocab, adapter.path)
+    files = dict(checkpoint.files)
+    if not keep_tokenizer and is_named(adapter.path):
+        others = {name: content for name, content in files.items() if name not in TOKENIZER_FILES}
+        files = others | find_tokenizer(None, config.n_vocab, adapter.path)
     note(f"{adapter.path}: a LoRA adapter, merged into {checkpoint.path}")
-    return replace(checkpoint, config=config, tensors=tensors, tokenizer=text)
+    return replace(checkpoint, config=config, tensors=tensors, files=files)
 
 
 def _with_whole_tensors(checkpoint: Checkpoint, adapter: Adapter) -> tuple[dict[str, LazyTensor], bool]:
     """The checkpoint's tensors with those that the adapter stores whole, and whether there is an output embedding."""
-    tensors = checkpoint.tensors | adapter.whole
+    tensors = {**checkpoint.tensors, **adapter.whole}
     if checkpoint.config.untied_lm_head:
         return tensors, True
     changed = {from_huggingface_name(f"{module}.weight")[0] for module in adapter.pairs}

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +12,11 @@ from neo_tf.checkpoints.dtypes import DTYPES, dtype_name
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError, ConfigError
 from neo_tf.notes import note
+from neo_tf.tokenizer_backend import has_tokenizer, load_tokenizer
 from neo_tf.variables import ROOT, model_variables
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _BLOCK = 1 << 22  # the numbers of a tensor that are looked at together
 
@@ -53,7 +58,8 @@ class Checkpoint:
         format: "mesh-tf", "huggingface" or "keras"; "random" where the tensors are drawn and not stored.
         config: The model's config.
         tensors: {canonical name: LazyTensor}, which must be exactly the model's variables.
-        tokenizer: The text of a tokenizer.json, or None where the checkpoint has no tokenizer.
+        files: {name: content} of what lies beside the weights and belongs to the model: its tokenizer,
+            generation_config.json. The names and contents are those that transformers reads. Every writer writes them.
         verify: Reads the stored values that are not part of the model, such as optimizer slots, so that a damaged
             file is noticed. Code that copies the checkpoint calls it once.
 
@@ -71,7 +77,7 @@ class Checkpoint:
     format: str
     config: GPTNeoConfig
     tensors: dict[str, LazyTensor]
-    tokenizer: str | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
     verify: Callable[[], None] = field(default=_nothing_else_to_verify, compare=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +86,11 @@ class Checkpoint:
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor by its canonical name, in the original's orientation and in its stored type."""
         return self.tensors[name].read()
+
+    @cached_property
+    def tokenizer(self) -> "Tokenizer | None":
+        """The tokenizer as transformers makes it of the files; None where the checkpoint has none."""
+        return load_tokenizer(self.files, self.path).tokenizer if has_tokenizer(self.files) else None
 
     def refusing_nan(self) -> "Checkpoint":
         """The same checkpoint, whose tensors raise a CheckpointError when they are read and hold NaN or Inf."""
@@ -110,9 +121,7 @@ class Checkpoint:
         if not 0 < n_vocab < self.config.n_vocab:
             raise ConfigError(f"cannot trim a vocabulary of {self.config.n_vocab} to {n_vocab}")
         if self.tokenizer is not None:
-            from tokenizers import Tokenizer
-
-            used = Tokenizer.from_str(self.tokenizer).get_vocab_size()
+            used = self.tokenizer.get_vocab_size()
             if used > n_vocab:
                 raise ConfigError(f"cannot trim the vocabulary to {n_vocab}: the tokenizer uses {used} ids")
         config = self.config.replace(n_vocab=n_vocab)

@@ -8,13 +8,13 @@ import numpy as np
 
 from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor, narrowed
 from neo_tf.checkpoints.dtypes import DTYPES, dtype_name
+from neo_tf.checkpoints.model_files import read_files, write_files
 from neo_tf.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from neo_tf.checkpoints.state_dict import is_beside_the_model, is_buffer, refuse_unmerged, without_wrappers
-from neo_tf.checkpoints.tokenizer_files import find_tokenizer
 from neo_tf.checkpoints.torch_pickle import read_torch_file
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError
-from neo_tf.file_names import CONFIG_FILE, GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
+from neo_tf.file_names import CONFIG_FILE
 from neo_tf.json_files import read_json, write_json
 from neo_tf.notes import note
 from neo_tf.progress import Progress
@@ -96,7 +96,7 @@ def read_huggingface(
 
     Args:
         path: The folder.
-        tokenizer: As in find_tokenizer.
+        tokenizer: As in read_files.
         config: The config, where it is not the folder's config.json.
 
     Raises:
@@ -109,11 +109,11 @@ def read_huggingface(
     tensors = _read_tensors(folder)
     untied = _resolve_head(tensors, params.untied_lm_head)
     params = params.replace(precision=_precision(tensors, params.precision), untied_lm_head=untied)
-    return Checkpoint(folder, "huggingface", params, tensors, find_tokenizer(folder, params.n_vocab, tokenizer))
+    return Checkpoint(folder, "huggingface", params, tensors, read_files("huggingface", folder, params, tokenizer))
 
 
 def write_huggingface(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
-    """Writes a folder that transformers loads: config.json, safetensors in shards of at most 5 GB, the tokenizer.
+    """Writes a folder that transformers loads: config.json, safetensors in shards of at most 5 GB, the model's files.
 
     Args:
         checkpoint: The checkpoint.
@@ -124,7 +124,7 @@ def write_huggingface(checkpoint: Checkpoint, folder: Path, progress: Progress) 
         ConfigError: The model uses an option that transformers cannot express.
     """
     write_json(folder / CONFIG_FILE, checkpoint.config.replace(precision=checkpoint.dtype).to_huggingface())
-    write_tokenizer(checkpoint, folder)
+    write_files("huggingface", checkpoint, folder)
 
     def report(amount: float, what: str = "") -> None:
         progress(amount, from_huggingface_name(what)[0])
@@ -139,35 +139,6 @@ def write_huggingface(checkpoint: Checkpoint, folder: Path, progress: Progress) 
         write_safetensors(tensors, folder / file, report)
         weight_map |= dict.fromkeys(tensors, file)
     write_json(folder / INDEX_FILE, {"metadata": {"total_size": checkpoint.nbytes}, "weight_map": weight_map})
-
-
-def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and generation_config.json as transformers reads them.
-
-    A checkpoint without a tokenizer gets generation_config.json alone.
-    """
-    config = checkpoint.config
-    ids = {
-        "bos_token_id": config.eos_token_id,
-        "eos_token_id": config.eos_token_id,
-        "pad_token_id": config.pad_token_id_in_vocab,
-    }
-    write_json(folder / GENERATION_CONFIG_FILE, {key: value for key, value in ids.items() if value is not None})
-    if checkpoint.tokenizer is None:
-        return
-    (folder / TOKENIZER_FILE).write_text(checkpoint.tokenizer, encoding="utf-8")
-    from tokenizers import Tokenizer
-
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.n_ctx,
-        "clean_up_tokenization_spaces": False,
-    }
-    if config.eos_token_id is not None:
-        end = Tokenizer.from_str(checkpoint.tokenizer).id_to_token(config.eos_token_id)
-        if end is not None:
-            settings |= {"bos_token": end, "eos_token": end, "unk_token": end}
-    write_json(folder / TOKENIZER_CONFIG_FILE, settings)
 
 
 def _read_tensors(folder: Path) -> dict[str, LazyTensor]:

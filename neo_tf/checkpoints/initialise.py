@@ -7,8 +7,9 @@ import numpy as np
 
 from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor
 from neo_tf.checkpoints.dtypes import DTYPES
+from neo_tf.checkpoints.model_files import read_files
 from neo_tf.checkpoints.save import save_checkpoint
-from neo_tf.checkpoints.tokenizer_files import find_tokenizer, with_token_ids
+from neo_tf.checkpoints.tokenizer_files import with_token_ids
 from neo_tf.config import GPTNeoConfig
 from neo_tf.config_values import GPT2_VOCAB_SIZE
 from neo_tf.errors import RequestError
@@ -94,7 +95,7 @@ def random_checkpoint(size: Path | str, *, seed: int = 0, tokenizer: Path | str 
         name: LazyTensor(variable.shape, dtype, partial(_draw, name, variable, seed, dtype))
         for name, variable in model_variables(config).items()
     }
-    return Checkpoint(path, "random", config, tensors, find_tokenizer(folder, config.n_vocab, tokenizer))
+    return Checkpoint(path, "random", config, tensors, read_files("random", folder, config, tokenizer))
 
 
 def _draw(name: str, variable: Variable, seed: int, dtype: np.dtype) -> np.ndarray:

@@ -9,10 +9,10 @@ import numpy as np
 
 from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor, narrowed
 from neo_tf.checkpoints.dtypes import DTYPES
-from neo_tf.checkpoints.tokenizer_files import find_tokenizer
+from neo_tf.checkpoints.model_files import read_files, write_files
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError, MissingExtraError, first_line
-from neo_tf.file_names import CONFIG_FILE, TOKENIZER_FILE
+from neo_tf.file_names import CONFIG_FILE
 from neo_tf.git_lfs import refuse_pointer
 from neo_tf.json_files import write_json
 from neo_tf.progress import Progress
@@ -34,7 +34,7 @@ def read_keras(path: Path | str, tokenizer: Path | str | None = None, config: Pa
 
     Args:
         path: The folder.
-        tokenizer: As in find_tokenizer.
+        tokenizer: As in read_files.
         config: The config, where it is not the folder's config.json.
 
     Raises:
@@ -61,11 +61,11 @@ def read_keras(path: Path | str, tokenizer: Path | str | None = None, config: Pa
         refuse_pointer(file)
         raise CheckpointError(f"{file}: cannot be read: {first_line(error)}") from None
     tensors = narrowed(folder, tensors)
-    return Checkpoint(folder, "keras", params, tensors, find_tokenizer(folder, params.n_vocab, tokenizer))
+    return Checkpoint(folder, "keras", params, tensors, read_files("keras", folder, params, tokenizer))
 
 
 def write_keras(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
-    """Writes config.json, model.weights.h5 and tokenizer.json.
+    """Writes config.json, model.weights.h5 and the model's files.
 
     Args:
         checkpoint: The checkpoint.
@@ -78,8 +78,7 @@ def write_keras(checkpoint: Checkpoint, folder: Path, progress: Progress) -> Non
     """
     h5py = _import_h5py()
     write_json(folder / CONFIG_FILE, checkpoint.config.replace(precision=checkpoint.dtype).to_original())
-    if checkpoint.tokenizer is not None:
-        (folder / TOKENIZER_FILE).write_text(checkpoint.tokenizer, encoding="utf-8")
+    write_files("keras", checkpoint, folder)
     with _RecordingFile(folder / WEIGHTS_FILE, "w+b") as file:
         with h5py.File(file, "w") as store:
             group = store.create_group(_GROUP)

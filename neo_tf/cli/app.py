@@ -50,7 +50,7 @@ def main() -> NoReturn:
         _fail(error)
     except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(130) from None
-    except BrokenPipeError:  # the reader of a pipe went away, which is its right
+    except BrokenPipeError:  # the reader of the pipe has closed it
         sys.stderr.close()
         raise SystemExit(1) from None
     except OSError as error:

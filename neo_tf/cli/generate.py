@@ -224,7 +224,7 @@ class _Files:
         if (self.resume or self.force) and not self.file:
             raise RequestError(f"{'--resume' if self.resume else '--force'} needs an --output file")
         if self.resume and self.force:
-            raise RequestError("--resume goes on and --force begins again: one of them")
+            raise RequestError("give --resume or --force, not both: one continues, the other begins again")
         if self.file and self.input and _is_same(self.file, self.input):
             raise OutputError(f"{self.file}: is the input itself")
 
@@ -338,7 +338,7 @@ def _told(results: "JobFile | JobStream") -> Iterator[None]:
         yield
     except BaseException:
         if results.partial and results.done:
-            console.print(f"{results.partial}: results so far: {results.done}; the same with --resume goes on")
+            console.print(f"{results.partial}: {results.done} results so far; the same command with --resume continues")
         raise
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from neo_tf.runtime.argument_kinds import Whole
+from neo_tf.runtime.argument_kinds import Flag, Whole
 from neo_tf.runtime.argument_table import ARGUMENTS, Argument
 
 _NO = "no_"  # begins the parameter of an option --no-NAME
@@ -80,8 +80,8 @@ def _help(row: Argument, meaning: str) -> str:
         parts.append("The option can be repeated.")
     if row.needs:
         parts.append(f"Needs {row.needs.words.replace('=True', '')}.")
-    if not isinstance(row.default, bool | tuple | dict | None):
-        parts.append(f"[default: {row.default}]")
+    if not isinstance(row.kind, Flag) and not isinstance(row.default, tuple | dict | None):
+        parts.append(f"[default: {str(row.default).lower()}]")
     return re.sub(r"\b[a-z]+(_[a-z]+)+\b", _as_option, " ".join(parts))
 
 

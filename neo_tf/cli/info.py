@@ -1,6 +1,7 @@
 """`neo-tf info`: what a model is."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,10 @@ import typer
 from neo_tf.cli.console import results, summary_table
 from neo_tf.config import GPTNeoConfig
 from neo_tf.config_values import ORIGINAL_ONLY_KEYS
-from neo_tf.file_names import TOKENIZER_FILE
+from neo_tf.errors import CheckpointError
 from neo_tf.onnx_folder import OnnxFolder
 from neo_tf.sizes import readable_bytes
+from neo_tf.tokenizer_backend import has_tokenizer, load_tokenizer, read_tokenizer_files
 from neo_tf.variables import count_parameters
 
 _FORMATS = {"mesh-tf": "Mesh-TensorFlow checkpoint", "huggingface": "Hugging Face folder", "keras": "Keras folder"}
@@ -46,7 +48,7 @@ def describe(path: Path | str) -> dict[str, str]:
     rows |= _describe_model(checkpoint.config, checkpoint.dtype, checkpoint.nbytes, "fp32")
     if "global_step" in checkpoint.config.training:
         rows["trained for"] = f"{checkpoint.config.training['global_step']:,} steps"
-    rows["tokenizer"] = _describe_tokenizer(checkpoint.tokenizer)
+    rows["tokenizer"] = _describe_tokenizer(checkpoint.files, checkpoint.path)
     return rows
 
 
@@ -58,12 +60,10 @@ def _describe_onnx(folder: OnnxFolder) -> dict[str, str]:
         cache = "bf16"
     else:
         cache = "fp16"
-    tokenizer = folder.path / TOKENIZER_FILE
-    text = tokenizer.read_text("utf-8", errors="replace") if tokenizer.is_file() else None
     weights = folder.data_path.stat().st_size
     rows = {"format": f"ONNX folder for {place}"}
     rows |= _describe_model(folder.config, ", ".join(folder.precisions), weights, cache)
-    rows["tokenizer"] = _describe_tokenizer(text)
+    rows["tokenizer"] = _describe_tokenizer(read_tokenizer_files(folder.path), folder.path)
     return rows
 
 
@@ -108,13 +108,11 @@ def _describe_options(config: GPTNeoConfig) -> str:
     return ", ".join(found) or "none"
 
 
-def _describe_tokenizer(text: str | None) -> str:
-    """Describes the text of a tokenizer.json."""
-    if text is None:
+def _describe_tokenizer(files: Mapping[str, bytes], source: Path) -> str:
+    """Describes a tokenizer by its files."""
+    if not has_tokenizer(files):
         return "none found"
-    from tokenizers import Tokenizer
-
     try:
-        return f"{Tokenizer.from_str(text).get_vocab_size()} ids"
-    except Exception:  # tokenizers raises plain Exception
+        return f"{load_tokenizer(files, source).tokenizer.get_vocab_size()} ids"
+    except CheckpointError:
         return "damaged"

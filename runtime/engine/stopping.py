@@ -10,11 +10,11 @@ from .request import Request
 if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig
 
-    from ..tokenizer import TextStream
+    from ..text_stream import TextStream
 
 
 class Stopping:
-    """Adds new tokens and their text to a Generation, and ends it where that is due.
+    """Adds new tokens and their text to a Generation, and ends it when it is finished.
 
     Call it with each new token, or with None where no token could be chosen. It returns the text that is final now.
 

@@ -208,7 +208,7 @@ def test_what_it_cannot_do_is_refused(demo, tmp_path):
     with pytest.raises(RequestError, match=r"a text of \d+ tokens is too short to calibrate on: 256"):
         neo_tf.export_onnx(demo, tmp_path / "onnx", "int4", calibrate="import sys")
     with pytest.raises(CheckpointError, match="no tokenizer to calibrate with"):
-        neo_tf.export_onnx(replace(demo, tokenizer=None), tmp_path / "onnx", "int4", calibrate=TEXT)
+        neo_tf.export_onnx(replace(demo, files={}), tmp_path / "onnx", "int4", calibrate=TEXT)
     infinite = replace(demo.tensors["gpt2/h0/norm_1/g"], read=lambda: np.full(128, np.inf, np.float32))
     broken = replace(demo, tensors=demo.tensors | {"gpt2/h0/norm_1/g": infinite})
     with pytest.raises(CheckpointError, match="gpt2/h0/attn/qkv: its inputs are not finite"):

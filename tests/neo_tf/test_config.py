@@ -187,7 +187,8 @@ def test_released_huggingface_config_is_read():
         n_inner=3072,
         eos_token_id=50256,
     )
-    assert config.training["initializer_range"] == 0.02
+    assert config.huggingface_keys == {"initializer_range": 0.02}
+    assert config.to_huggingface()["initializer_range"] == 0.02
 
 
 def test_padding_outside_the_embedding_is_kept_from_transformers():

@@ -87,7 +87,7 @@ def test_config_may_be_of_either_format_and_brings_its_dataset_config(tmp_path, 
     assert random_checkpoint(tmp_path / "hf.json").config == original
     checkpoint = random_checkpoint(TINY_PYTHON / "config.json")
     assert (checkpoint.config.eos_token_id, checkpoint.config.pad_token_id) == (0, 1)
-    assert checkpoint.tokenizer == (TINY_PYTHON / "byte-level-bpe.tokenizer.json").read_text("utf-8")
+    assert checkpoint.files["tokenizer.json"] == (TINY_PYTHON / "byte-level-bpe.tokenizer.json").read_bytes()
 
 
 def test_what_cannot_be_initialised_is_refused(tmp_path, config):

@@ -11,9 +11,16 @@ import neo_tf
 from neo_tf.checkpoints.tokenizer_files import find_tokenizer, gpt2_tokenizer, read_dataset_config, with_token_ids
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError, ConfigError
+from neo_tf.tokenizer_backend import has_tokenizer, load_tokenizer
 
 BPE = TINY_PYTHON / "byte-level-bpe.tokenizer.json"
 CONFIG = GPTNeoConfig(2048, 512, 128, 4, 1, ("global",))
+
+
+def found_tokenizer(*arguments):
+    """The tokenizer that find_tokenizer finds; None where it finds none."""
+    files = find_tokenizer(*arguments)
+    return load_tokenizer(files, "here").tokenizer if has_tokenizer(files) else None
 
 
 def write_dataset(folder, **values):
@@ -65,8 +72,8 @@ def test_the_vocabulary_is_that_of_the_released_models():
 
 def test_order_is_explicit_then_beside_then_gpt2(tmp_path, gpt2):
     def size(*arguments):
-        text = find_tokenizer(*arguments)
-        return None if text is None else Tokenizer.from_str(text).get_vocab_size()
+        found = found_tokenizer(*arguments)
+        return None if found is None else found.get_vocab_size()
 
     small = Tokenizer.from_file(str(GOLDEN / "tokenizer.json")).get_vocab_size()
     assert small < 2048
@@ -84,13 +91,12 @@ def test_dataset_config_names_the_tokenizer(tmp_path, path):
     folder.mkdir()
     shutil.copy(BPE, folder / "byte.json")
     write_dataset(folder, tokenizer_path=path or str(folder / "byte.json"))
-    assert find_tokenizer(folder, 2048) == BPE.read_text("utf-8")
+    assert find_tokenizer(folder, 2048) == {"tokenizer.json": BPE.read_bytes()}
 
 
 def test_dataset_config_of_a_tokenizer_on_the_hub_means_gpt2(tmp_path):
     write_dataset(tmp_path, tokenizer_path="gpt2", eos_id=50256, padding_id=50257)
-    text = find_tokenizer(tmp_path, 50257)
-    assert Tokenizer.from_str(text).get_vocab_size() == 50257
+    assert found_tokenizer(tmp_path, 50257).get_vocab_size() == 50257
 
 
 def test_vocabulary_and_merges_make_a_tokenizer(tmp_path):
@@ -98,7 +104,7 @@ def test_vocabulary_and_merges_make_a_tokenizer(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-    made, whole = Tokenizer.from_str(find_tokenizer(tmp_path, 2048)), Tokenizer.from_file(str(BPE))
+    made, whole = found_tokenizer(tmp_path, 2048), Tokenizer.from_file(str(BPE))
     for text in [*TEXTS, "a<|endoftext|>b"]:
         assert made.encode(text).ids == whole.encode(text).ids
 
@@ -133,7 +139,7 @@ def test_dataset_config_looks_beside_itself_and_never_takes_another_tokenizer(tm
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "here" / "byte-level-bpe.tokenizer.json").write_text("{}")  # of the same name, in the current folder
-    assert find_tokenizer(TINY_PYTHON, 2048) == (TINY_PYTHON / "byte-level-bpe.tokenizer.json").read_text("utf-8")
+    assert find_tokenizer(TINY_PYTHON, 2048) == {"tokenizer.json": BPE.read_bytes()}
     (tmp_path / "dataset.json").write_text('{"path": "x", "tokenizer_path": "/data/mybpe.json", "eos_id": 0}')
     with pytest.raises(CheckpointError, match=r"/data/mybpe\.json.* not there"):
         find_tokenizer(tmp_path, 50304)
@@ -186,7 +192,7 @@ def test_the_dataset_config_beside_a_config_elsewhere_is_read(tmp_path):
         (tmp_path / "weights" / path.name).symlink_to(path)
     checkpoint = neo_tf.open_checkpoint(tmp_path / "weights", config=tmp_path / "configs" / "config.json")
     whole = neo_tf.open_checkpoint(TINY_PYTHON)
-    assert checkpoint.config == whole.config and checkpoint.tokenizer == whole.tokenizer
+    assert checkpoint.config == whole.config and checkpoint.files == whole.files
 
 
 def test_tokens_added_to_a_vocabulary_are_read(tmp_path):
@@ -195,6 +201,6 @@ def test_tokens_added_to_a_vocabulary_are_read(tmp_path):
     merges = (" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"])
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
     (tmp_path / "added_tokens.json").write_text('{"<user>": 2049, "<bot>": 2048}')
-    made = Tokenizer.from_str(find_tokenizer(tmp_path, 2050))
+    made = found_tokenizer(tmp_path, 2050)
     assert (made.token_to_id("<bot>"), made.token_to_id("<user>")) == (2048, 2049)
     assert made.encode("<user>def").ids[0] == 2049

@@ -59,7 +59,7 @@ def test_convert_writes_keras_by_default_and_takes_every_option(run, tmp_path):
     run("convert", GOLDEN / "vocab-padded" / "model.ckpt-300", tmp_path / "dst", *options)
     checkpoint = neo_tf.open_checkpoint(tmp_path / "dst")
     assert (checkpoint.format, checkpoint.config.n_vocab) == ("keras", 257)
-    assert checkpoint.tokenizer == tokenizer.read_text("utf-8")
+    assert checkpoint.files["tokenizer.json"] == tokenizer.read_bytes()
 
 
 def test_export_and_verify(run, tmp_path):
