@@ -312,6 +312,16 @@ def test_cleaned_text_does_not_wait_for_the_end(folder):
     assert stream.finish() == " cat"
 
 
+def test_beams_find_stop_strings_that_reach_over_words(folder):
+    from neo_tf.runtime.engine.request import Request
+    from neo_tf.runtime.engine.stopping import stop_test
+
+    transformers.PreTrainedTokenizerFast(tokenizer_object=_word_level()).save_pretrained(folder)
+    stops = stop_test(Request([VOCAB["the"]], stop_strings=("cat sat",), tokenizer=Tokenizer(folder)))
+    words = ["hello", "the", "cat", "sat"]
+    assert [stops([VOCAB[word] for word in words[:end]]) for end in range(1, 5)] == [False, False, False, True]
+
+
 # ---- what scripts call
 
 
