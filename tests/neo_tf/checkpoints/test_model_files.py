@@ -8,7 +8,7 @@ from checkpoint_helpers import FORMATS, command
 from conftest import TINY_PYTHON
 
 import neo_tf
-from neo_tf.errors import OutputError
+from neo_tf.errors import ConfigError, OutputError
 from neo_tf.runtime.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -159,6 +159,13 @@ def test_ids_that_were_changed_since_are_not_brought_back(source):
     config = neo_tf.open_checkpoint(source).config
     assert config.to_huggingface()["eos_token_id"] == [2049, 0]
     assert config.replace(eos_token_id=5).to_huggingface()["eos_token_id"] == 5
+
+
+def test_trimming_does_not_cut_off_an_id_that_is_used(source, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(source / name, tmp_path / name)
+    with pytest.raises(ConfigError, match="to 2050: the config uses the id 2050"):
+        neo_tf.open_checkpoint(tmp_path).with_vocab(2050)
 
 
 def test_a_tokenizer_that_cannot_be_read_is_kept_with_a_note(source, tmp_path, capfd):
