@@ -351,6 +351,23 @@ def test_calls(pair, arguments):
         assert found.input_ids.tolist() == theirs(texts, **arguments)["input_ids"]
 
 
+def test_a_tokenizer_from_an_object(folder):
+    shutil.copy(BPE, folder / "tokenizer.json")
+    change(folder / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer", add_prefix_space=True)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.pad_token = "<|padding|>"
+    theirs.add_special_tokens({"eos_token": "<|im_end|>"})
+    theirs("some text", padding="max_length", truncation=True, max_length=4)
+    ours = Tokenizer.from_object(theirs)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs(text)["input_ids"]
+    assert (ours.eos_token_id, ours.pad_token) == (theirs.eos_token_id, "<|padding|>")
+    raw = Tokenizer.from_object(Backend.from_file(str(BPE)))
+    assert raw.encode(TEXTS[0]) == Tokenizer(BPE).encode(TEXTS[0])
+    with pytest.raises(CheckpointError, match="not int"):
+        Tokenizer.from_object(5)
+
+
 def test_ids_and_tokens(pair):
     theirs, ours = pair
     ids = ours.encode("def f(x):")
