@@ -183,11 +183,16 @@ _ACTIVATION_FROM_HUGGINGFACE = {
     "gelu_new": "gelu",
     "gelu_pytorch_tanh": "gelu",
     "gelu_fast": "gelu",
+    "gelu_python_tanh": "gelu",
+    "gelu_accurate": "gelu",
     "relu": "relu",
     "sigmoid": "sigmoid",
     "tanh": "tanh",
     "silu": "silu",
     "swish": "silu",
+    "mish": "mish",
+    "leaky_relu": "lrelu001",
+    "linear": "id",
 }
 _ACTIVATION_TO_HUGGINGFACE = {
     "gelu": "gelu_new",
@@ -195,6 +200,9 @@ _ACTIVATION_TO_HUGGINGFACE = {
     "sigmoid": "sigmoid",
     "tanh": "tanh",
     "silu": "silu",
+    "mish": "mish",
+    "lrelu001": "leaky_relu",
+    "id": "linear",
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import neo_tf
 from neo_tf.errors import CheckpointError, OutputError, RequestError
 from neo_tf.hub import download, is_hub_id
-from neo_tf.onnx_folder import DECODER_FILE, FORMAT, OnnxFolder
+from neo_tf.onnx_folder import DECODER_FILE, FORMAT, OnnxFolder, can_decode
 from neo_tf.progress import Progress, no_progress
 
 # Makes a progress bar of a number of bytes: a context manager of the callback that moves it.
@@ -44,7 +44,7 @@ def resolve_model(
         NeoTFError: Nothing usable is there; see open_checkpoint and export_onnx.
     """
     path = Path(model)
-    if (path / DECODER_FILE).is_file():
+    if can_decode(path):
         return _without_adapter(path, adapter)
     if OnnxFolder.find(path):  # without decoder.onnx, it can only be one for other runtimes
         raise CheckpointError(
@@ -54,7 +54,7 @@ def resolve_model(
         if not is_hub_id(model):
             raise CheckpointError(f"{model}: no such folder, and no hub id such as EleutherAI/gpt-neo-125M")
         path = download(str(model), revision)
-        if (path / DECODER_FILE).is_file():
+        if can_decode(path):
             return _without_adapter(path, adapter)
     return _exported(path, tokenizer, make_progress, moe_policy, precision or "fp32", adapter)
 
@@ -127,7 +127,7 @@ def fingerprint(
     if tokenizer:
         seen.append(_stamp(Path(tokenizer)))
     seen += sorted(f"{file.name} {_stamp(file)}" for file in files if file.is_file())
-    return hashlib.sha256("\n".join(seen).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join(seen).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def _stamp(file: Path) -> str:

@@ -82,6 +82,11 @@ def find_prefix(path: Path | str) -> Path | None:
     return max(indices)[1].with_suffix("") if indices else None
 
 
+def has_shards(prefix: Path) -> bool:
+    """Whether data shards lie beside the index of a checkpoint."""
+    return len(_files_of(prefix)) > 1
+
+
 def read_mesh_tf(
     path: Path | str,
     tokenizer: Path | str | None = None,
@@ -150,6 +155,8 @@ def write_mesh_tf(checkpoint: Checkpoint, folder: Path, progress: Progress) -> N
         OSError: A file cannot be written.
     """
     tf = import_tensorflow()
+    if not _is_utf8(folder):
+        raise OSError(0, "TensorFlow writes only where the path is UTF-8", str(folder))
     _write_configs(checkpoint, folder)  # first, because it refuses what the original has no key for
     dtype = _master_dtype(checkpoint)
     step = int(checkpoint.config.training.get(GLOBAL_STEP, 0))
@@ -300,9 +307,20 @@ def _files_of(prefix: Path) -> list[Path]:
     return [prefix.with_name(f"{prefix.name}.index"), *sorted(prefix.parent.glob(f"{name}.data-*"))]
 
 
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _readable(prefix: Path) -> Path:
-    """The prefix, or one through links to its files where TensorFlow would take its brackets for a pattern."""
-    if not set("[\\") & set(str(prefix)):
+    """The prefix, or one through links to its files where TensorFlow cannot take its path.
+
+    TensorFlow takes brackets for a pattern, and wants UTF-8.
+    """
+    if not set("[\\") & set(str(prefix)) and _is_utf8(prefix):
         return prefix
     folder = Path(tempfile.mkdtemp(prefix="neo-tf-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the reader opens the shards when it needs them

@@ -8,9 +8,18 @@ from neo_tf.checkpoints.adapter import ADAPTER_CONFIG_FILE, base_of, is_adapter,
 from neo_tf.checkpoints.checkpoint import Checkpoint
 from neo_tf.checkpoints.huggingface import is_huggingface, read_huggingface
 from neo_tf.checkpoints.keras_weights import is_keras, read_keras
-from neo_tf.checkpoints.mesh_tf import find_prefix, read_mesh_tf
+from neo_tf.checkpoints.mesh_tf import find_prefix, has_shards, read_mesh_tf
 from neo_tf.errors import CheckpointError
+from neo_tf.git_lfs import refuse_pointer
 from neo_tf.hub import download, is_hub_id
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+# Weights in formats that are not read, for a message.
+_FOREIGN = {
+    "tf_model*.h5": "transformers' weights for TensorFlow",
+    "flax_model*.msgpack": "transformers' weights for Flax",
+    "*.gguf": "weights for llama.cpp",
+}
 
 
 class OpenOptions(TypedDict, total=False):
@@ -131,7 +140,10 @@ def open_checkpoint(
 
 def _read(path: Path, tokenizer: Path | str | None, config: Path | str | None, moe_policy: str | None) -> Checkpoint:
     """Opens the checkpoint at a path; see open_checkpoint."""
-    if find_prefix(path) is not None:
+    if tokenizer is None:
+        for name in _TOKENIZER_FILES:
+            refuse_pointer(path / name)
+    if _is_mesh_tf(path):
         return read_mesh_tf(path, tokenizer, config, moe_policy)
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder, and no model.ckpt-N prefix")
@@ -139,9 +151,30 @@ def _read(path: Path, tokenizer: Path | str | None, config: Path | str | None, m
         return read_huggingface(path, tokenizer, config)
     if is_keras(path):
         return read_keras(path, tokenizer, config)
-    if path.is_dir() and any(path.glob("*.onnx")):
-        raise CheckpointError(f"{path}: an ONNX folder, which can be run but not converted or exported again")
-    raise CheckpointError(
-        f"{path}: not a checkpoint: no model.ckpt-N.index, no model.safetensors, no pytorch_model.bin,"
-        " no model.weights.h5 here"
+    raise CheckpointError(f"{path}: {_what_else(path)}")
+
+
+def _is_mesh_tf(path: Path) -> bool:
+    """Whether a path leads to a checkpoint of the original's, rather than to a stray index beside other weights."""
+    prefix = find_prefix(path)
+    if prefix is None:
+        return False
+    return has_shards(prefix) or not path.is_dir() or not (is_huggingface(path) or is_keras(path))
+
+
+def _what_else(path: Path) -> str:
+    """Why a path is not a checkpoint."""
+    if not path.is_dir():
+        return "a file, where a folder with a model is wanted"
+    broken = next((link for link in sorted(path.iterdir()) if link.is_symlink() and not link.exists()), None)
+    if broken is not None:
+        return f"{broken.name} is a link to {broken.readlink()}, where no file is"
+    if any(path.glob("*.onnx")):
+        return "an ONNX folder, which can be run but not converted or exported again"
+    for pattern, kind in _FOREIGN.items():
+        found = next(path.glob(pattern), None)
+        if found is not None:
+            return f"holds {found.name}, {kind}, which neo-tf does not read: save it with transformers as safetensors"
+    return (
+        "not a checkpoint: no model.ckpt-N.index, no model.safetensors, no pytorch_model.bin, no model.weights.h5 here"
     )

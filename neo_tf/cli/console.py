@@ -20,7 +20,8 @@ console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 def never_fail_to_encode() -> None:
     """Lets standard output and standard error write \\uXXXX for a character that their encoding does not have."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        # UTF-16 has every character, and would lose the byte order mark that it begins with.
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf-16"):
             stream.reconfigure(errors="backslashreplace")
 
 
