@@ -51,6 +51,7 @@ setup(
         "neo_tf.runtime.sampling",
     ],
     install_requires=BASE,
+    package_data={"neo_tf": ["py.typed"]},
     extras_require={
         "tensorflow": TENSORFLOW,
         "plot": PLOT,  # of the benchmark
@@ -61,9 +62,9 @@ setup(
             *PLOT,
             "pytest>=9",
             "hypothesis>=6.100",
-            "torch==2.13.0",
+            "torch>=2.13",
             "transformers>=5.24",
-            "ruff==0.17.5",
+            "ruff>=0.17.5",
             "mypy>=2.4",
             "setuptools>=77",  # builds the wheel that the tests look into
         ],

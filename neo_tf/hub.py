@@ -9,7 +9,8 @@ from pathlib import Path
 from neo_tf.errors import CheckpointError, first_line
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
-_ALWAYS = ("*.json", "merges.txt", "*.jinja")
+# An adapter beside a whole model is merged into it, so it is always downloaded.
+_ALWAYS = ("*.json", "*.jinja", "merges.txt", "vocab.txt", "adapter_model.safetensors", "adapter_model.bin")
 # The kinds of weights in order of preference: the first kind that a model has is downloaded. A kind is a tuple of file
 # patterns; a model has the kind when one of its files fits the first or the second pattern.
 _WEIGHTS = (
@@ -17,6 +18,8 @@ _WEIGHTS = (
     ("pytorch_model.bin", "pytorch_model-*.bin"),
     ("model.ckpt-*", "model.ckpt-*", "checkpoint"),
     ("decoder.onnx", "decoder.onnx", "*.onnx", "model.onnx_data"),  # the other graphs, such as prefill.onnx, too
+    ("adapter_model.safetensors", "adapter_model.safetensors"),
+    ("adapter_model.bin", "adapter_model.bin"),
 )
 
 

@@ -148,11 +148,12 @@ def _check_together(speed: dict[str, Any], requests: int | None, slots: int | No
     """Refuses options of the one measurement that are given with the other."""
     if requests is None:
         if slots is not None:
-            raise RequestError("slots needs requests: it says how many of them run at a time")
+            raise RequestError("--slots needs --requests: it is the number of requests that run at the same time")
         return
     for name, value in speed.items():
         if value is not None:
-            raise RequestError(f"{name} and requests are measured apart: give one of them")
+            option = f"--{name.replace('_', '-')}"
+            raise RequestError(f"{option} and --requests are measured apart: give one of them")
 
 
 def _measure_speed(folder: OnnxFolder, options: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from .request import Request
 from .row_ranges import row_ranges
 from .sequence import RunningSequence, SingleSequence
 from .slots import Slots
+from .turns import Turns
 
 if TYPE_CHECKING:
     from ..device.decoder_session import DecoderSession
@@ -65,41 +66,32 @@ class Engine:
         self._prefilling: deque[RunningSequence] = deque()
         self._running: list[RunningSequence] = []
         self._any_cancelled = False
+        self._turns = Turns(self)
 
     def generate(self, requests: Iterable[Request]) -> list[Generation]:
         """Runs requests to their ends. All are checked before the first one starts.
 
+        Many threads may call it at once: their requests run together, and each gets its own. A request's on_token and
+        on_text are called in the thread of its call.
+
         Returns:
-            What came of each, in their order.
+            The Generations, in the order of the requests.
 
         Raises:
             RequestError: A request that cannot be served; see check.
-            Exception: What a request failed with; the others are given up.
+            EngineError: A function of a request's calls generate itself.
+            Exception: What a request failed with; the call's other requests are given up.
         """
-        generations = []
+        requests = list(requests)
         for request in requests:
             self.check(request)
-            generations.append(Generation(request))
-        ours = set(map(id, generations))
-        try:
-            for generation in generations:
-                self.enqueue(generation)
-            busy = True
-            while busy:
-                busy = self.step()
-                for generation in self.ended:
-                    if generation.error and id(generation) in ours:
-                        raise generation.error
-        except BaseException:  # Ctrl-C, an error of on_token or of the session: leave nothing of these behind
-            self._abandon(generations)
-            raise
-        return generations
+        return self._turns.run(requests)
 
     def submit(self, request: Request) -> Generation:
         """Queues a request, for step to run.
 
         Returns:
-            What comes of it, as far as it has come.
+            The request's Generation, which grows with each step.
 
         Raises:
             RequestError: It cannot be served; see check.
@@ -173,7 +165,7 @@ class Engine:
     def _drop_cancelled(self) -> None:
         held = [sequence.generation for sequence in (*self._prefilling, *self._running)]
         cancelled = [generation for generation in (*self._waiting, *held) if generation.cancelled]
-        self._abandon(cancelled)
+        self.abandon(cancelled)
         for generation in cancelled:
             generation.finish(FinishReason.CANCELLED)
         self.ended += cancelled
@@ -191,12 +183,12 @@ class Engine:
                 self._fail(generation, failure)
 
     def _fail(self, generation: Generation, error: Exception) -> None:
-        self._abandon([generation])
+        self.abandon([generation])
         generation.fail(error)
         self.ended.append(generation)
 
-    def _abandon(self, generations: Iterable[Generation]) -> None:
-        """Takes Generations out of the queue and out of their slots."""
+    def abandon(self, generations: Iterable[Generation]) -> None:
+        """Takes Generations out of the queue and out of their slots. No step may run meanwhile."""
         ours = set(map(id, generations))
         self._waiting = deque(one for one in self._waiting if id(one) not in ours)
         for sequence in (*self._prefilling, *self._running):

@@ -100,7 +100,7 @@ class Request:
         return room if self.max_new_tokens is None else min(room, self.max_new_tokens)
 
     def longest(self, config: "GPTNeoConfig") -> int:
-        """The number of tokens, prompt included, that each of its sequences may come to."""
+        """The largest number of tokens, prompt included, that each of its sequences may have."""
         return len(self.prompt) + self.limit(config)
 
     def _check_prompt(self, config: "GPTNeoConfig") -> None:

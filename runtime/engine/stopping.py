@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Stopping:
-    """Adds new tokens and their text to a Generation, and ends it where that is due.
+    """Adds new tokens and their text to a Generation, and ends it when it is finished.
 
     Call it with each new token, or with None where no token could be chosen. It returns the text that is final now.
 

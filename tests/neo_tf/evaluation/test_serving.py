@@ -203,7 +203,7 @@ def test_the_plot_shows_the_figures(figures, tmp_path):
         (["--requests", "4", "--rounds", "0"], "rounds"),
         (["--requests", "4", "--contexts", "8"], "contexts"),
         (["--requests", "4", "--new-tokens", "8"], "new_tokens"),
-        (["--slots", "4"], "slots needs requests"),
+        (["--slots", "4"], "--slots needs --requests"),
         (["--requests", "4", "--plot", "plot.pdf"], ".svg"),
     ],
 )
