@@ -395,6 +395,28 @@ class Tokenizer:
         return cast(str, name if name is not None else own)
 
 
+def as_tokenizer(tokenizer: Any) -> Tokenizer:
+    """A Tokenizer of an object: one already, transformers' own, or one of the package tokenizers.
+
+    Raises:
+        RequestError: It is something else.
+        CheckpointError: It cannot be read.
+    """
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    source = type(tokenizer).__name__
+    if hasattr(tokenizer, "save_pretrained"):
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            return Tokenizer.from_files(read_tokenizer_files(Path(folder)), source)
+    if hasattr(tokenizer, "to_str"):
+        settings = f'{{"tokenizer_class": "{AS_IT_IS}"}}'.encode()
+        return Tokenizer.from_files(
+            {TOKENIZER_FILE: tokenizer.to_str().encode(), TOKENIZER_CONFIG_FILE: settings}, source
+        )
+    raise RequestError(f"tokenizer must be a folder, a tokenizer.json or a tokenizer, not a {source}")
+
+
 def _files_at(path: Path) -> Mapping[str, bytes]:
     """The files of a tokenizer: those of a folder, or a tokenizer.json alone."""
     if path.is_dir():

@@ -57,6 +57,8 @@ def _options(row: Argument) -> dict[str, Any]:
     and two long names leave no room for their help in a terminal of 80 columns.
     """
     flag = f"--{row.name.replace('_', '-')}"
+    if row.has_opposite:
+        flag += f"/--no-{row.name.replace('_', '-')}"
     if row.default is not True:
         return {row.name: _annotation(row, flag, _help(row, row.meaning))}
     no_flag = f"--no-{row.name.replace('_', '-')}"
