@@ -27,6 +27,7 @@ _HOMES = {
     "export_onnx": "neo_tf.export.package",
     "verify": "neo_tf.evaluation.verify",
     "pipeline": "neo_tf.text_generation",
+    "set_seed": "neo_tf.text_generation",
     "Session": "neo_tf.runtime.device.session",
     "Engine": "neo_tf.runtime.engine.engine",
     "Service": "neo_tf.runtime.engine.service",

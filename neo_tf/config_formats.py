@@ -390,7 +390,7 @@ def _require_keys(params: Mapping[str, Any], keys: tuple[str, ...]) -> None:
         raise ConfigError(f"missing {', '.join(missing)}")
 
 
-def _require_list(params: Mapping[str, Any], key: str) -> list:
+def _require_list(params: Mapping[str, Any], key: str) -> list[Any]:
     if not isinstance(params[key], list | tuple):
         raise ConfigError(f"{key} must be a list, not {params[key]!r}")
     return list(params[key])

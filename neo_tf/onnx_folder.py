@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum, auto
 from pathlib import Path
+from typing import Any
 
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import ConfigError, RequestError
@@ -148,7 +149,7 @@ class OnnxFolder:
         return cls._from_params(folder, params) if is_ours else None
 
     @classmethod
-    def _from_params(cls, folder: Path, params: dict) -> OnnxFolder:
+    def _from_params(cls, folder: Path, params: dict[str, Any]) -> OnnxFolder:
         path = folder / CONFIG_FILE
         try:
             config = GPTNeoConfig.from_dict(params)

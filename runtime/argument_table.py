@@ -80,6 +80,7 @@ class Argument:
         results: the keys that it adds to a result.
         beam_results: the keys that it adds with num_beams above 1.
         streams: whether the text of one prompt can still be shown while it is written.
+        has_opposite: whether the command line can switch it off, too, because a model may switch it on.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Argument:
     results: tuple[str, ...] = ()
     beam_results: tuple[str, ...] = ()
     streams: bool = True
+    has_opposite: bool = False
 
     def check(self, value: Any) -> None:
         """Raises RequestError, with the argument's name, where a value is not allowed."""
@@ -188,6 +190,13 @@ _ROWS = (
         "Stop after these tokens too, in addition to eos_token_id.",
     ),
     Argument(
+        "bos_token_id",
+        Panel.LENGTH,
+        TokenId(),
+        None,
+        "Begin with this token where the prompt is empty. Without it the model's own beginning-of-text token is used.",
+    ),
+    Argument(
         "forced_bos_token_id",
         Panel.LENGTH,
         TokenId(),
@@ -219,11 +228,30 @@ _ROWS = (
         "prompt is refused.",
     ),
     Argument(
+        "truncation",
+        Panel.LENGTH,
+        Flag(),
+        None,
+        "Cut a prompt that is a text to max_length tokens, or to the tokenizer's own limit where there is no "
+        "max_length. Without it a call's max_length cuts the prompt too, as in transformers.",
+        on_command_line=False,
+    ),
+    Argument(
+        "add_special_tokens",
+        Panel.LENGTH,
+        Flag(),
+        True,
+        "Put the tokenizer's own special tokens around the prompt, if it has any.",
+        "Leave out the special tokens that the tokenizer puts around the prompt.",
+        on_command_line=False,
+    ),
+    Argument(
         "do_sample",
         Panel.SAMPLING,
         Flag(),
         False,
         "Draw each token at random, by its probability. Otherwise the most likely token is taken.",
+        has_opposite=True,
     ),
     Argument(
         "temperature",
@@ -443,6 +471,36 @@ _ROWS = (
         streams=False,
     ),
     Argument(
+        "skip_special_tokens",
+        Panel.RESULTS,
+        Flag(),
+        True,
+        "Leave special tokens out of the new text.",
+        "Write special tokens, such as the end-of-text token, into the new text.",
+        on_command_line=False,
+        streams=False,
+    ),
+    Argument(
+        "clean_up_tokenization_spaces",
+        Panel.RESULTS,
+        Flag(),
+        None,
+        "Remove the spaces before punctuation that decoding writes; byte-level BPE never writes any. Without it the "
+        "tokenizer's own setting holds.",
+        on_command_line=False,
+        streams=False,
+    ),
+    Argument(
+        "continue_final_message",
+        Panel.RESULTS,
+        Flag(),
+        None,
+        "With a chat as the prompt, continue its last message. Without it this is done where the last message is the "
+        "assistant's.",
+        in_json=False,
+        on_command_line=False,
+    ),
+    Argument(
         "logprobs",
         Panel.RESULTS,
         Whole(least=0),
@@ -533,14 +591,62 @@ _ROWS = (
 )
 ARGUMENTS = {row.name: row for row in _ROWS}
 
-# What the model cards' hosted services called arguments. {old name: (name, whether the old value is its opposite)}
-OLD_NAMES = {"response_length": ("max_new_tokens", False), "remove_input": ("return_full_text", True)}
+# What the model cards' hosted services called arguments, and an older name of transformers.
+# {old name: (name, whether the old value is its opposite)}
+OLD_NAMES = {
+    "response_length": ("max_new_tokens", False),
+    "remove_input": ("return_full_text", True),
+    "stop_sequence": ("stop_strings", False),
+}
 
 # Arguments of transformers that are refused, with the reason.
 LEFT_OUT = {
     "force_words_ids": "transformers 5 has left it out, and 4's search often returns texts without the words; "
     "sequence_bias makes words likelier",
+    "constraints": "transformers 5 has left it out; sequence_bias makes words likelier",
+    "stopping_criteria": "stop_strings, stop_token_ids and max_time end a text",
+    "prefix_allowed_tokens_fn": "a function in logits_processor can set scores to minus infinity",
+    "assistant_model": "prompt_lookup_num_tokens guesses without a second model",
+    "negative_prompt_ids": "there is no guidance",
+    "guidance_scale": "there is no guidance",
+    "watermarking_config": "texts are not marked",
+    "penalty_alpha": "transformers 5 has left contrastive search out",
+    "dola_layers": "transformers 5 has left it out",
+    "top_h": "top_p, min_p and typical_p leave out unlikely tokens",
+    "token_healing": "prompts stay as they are",
+    "encoder_repetition_penalty": "repetition_penalty counts the prompt",
+    "encoder_no_repeat_ngram_size": "no_repeat_ngram_size counts the prompt",
+    "use_mtp": "the model predicts one token at a time",
+    "assistant_early_exit": "prompt_lookup_num_tokens guesses without a second model",
+    "custom_generate": "no code of others is run",
+    "tokenizer_encode_kwargs": "truncation and add_special_tokens are taken by their own names",
+    "tools": "use tokenizer.apply_chat_template, and continue its text",
+    "documents": "use tokenizer.apply_chat_template, and continue its text",
 }
+
+# Values of these that change nothing, beside None: they are taken.
+_HARMLESS: dict[str, tuple[Any, ...]] = {
+    "penalty_alpha": (0,),
+    "guidance_scale": (1,),
+    "token_healing": (False,),
+    "encoder_repetition_penalty": (1,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "use_mtp": (False,),
+}
+
+# Arguments of transformers that are taken whatever their values are, because they do not change a text.
+NO_EFFECT = (
+    *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "low_memory"),
+    *("batch_size", "num_workers", "padding", "return_text", "return_dict_in_generate", "remove_invalid_values"),
+    *("output_attentions", "output_hidden_states", "compile_config", "disable_compile", "synced_gpus"),
+    *("decoder_start_token_id", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule"),
+    *("assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind", "tokenizer"),
+)
+
+
+def is_refused(name: str, value: Any) -> bool:
+    """Whether a value of an argument is refused, because neo-tf does not have the argument."""
+    return name in LEFT_OUT and value is not None and value not in _HARMLESS.get(name, ())
 
 
 def default(name: str) -> Any:

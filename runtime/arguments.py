@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,20 @@ from typing import TYPE_CHECKING, Any
 from neo_tf.errors import RequestError
 
 from .argument_kinds import TokenIds
-from .argument_table import ARGUMENTS, DEFAULT_NEW_TOKENS, LEFT_OUT, OLD_NAMES, check_fields, default, explained
+from .argument_table import (
+    ARGUMENTS,
+    DEFAULT_NEW_TOKENS,
+    LEFT_OUT,
+    NO_EFFECT,
+    OLD_NAMES,
+    Argument,
+    check_fields,
+    default,
+    explained,
+    is_refused,
+)
 from .engine.request import Request
+from .generation_config import ModelSettings
 from .sampling.options import BeamOptions, SamplingOptions
 
 if TYPE_CHECKING:
@@ -22,6 +35,21 @@ if TYPE_CHECKING:
 
 # A key of a result that a Hypothesis has by another name.
 _OF_HYPOTHESIS = {"sequence_score": "score"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What follows from where arguments came from, as it is in transformers.
+
+    Args:
+        cut_to: The number of tokens that the call's max_length cuts a text to, max_new_tokens or not.
+        new_tokens: The number of new tokens where no limit is given.
+        least_may_exceed: Whether a least length above the limit gives way to it: it is the model's, not the call's.
+    """
+
+    cut_to: int | None = None
+    new_tokens: int = DEFAULT_NEW_TOKENS
+    least_may_exceed: bool = False
 
 
 @explained
@@ -46,6 +74,10 @@ class GenerateArguments:
     eos_token_id: int | Sequence[int] | None = default("eos_token_id")
     stop_token_ids: Sequence[int] = default("stop_token_ids")
     # The prompt
+    bos_token_id: int | None = default("bos_token_id")
+    truncation: bool | None = default("truncation")
+    add_special_tokens: bool = default("add_special_tokens")
+    continue_final_message: bool | None = default("continue_final_message")
     prefix: str | None = default("prefix")
     handle_long_generation: str | None = default("handle_long_generation")
     pad_token_id: int | None = default("pad_token_id")
@@ -53,6 +85,8 @@ class GenerateArguments:
     num_return_sequences: int = default("num_return_sequences")  # with beams BeamOptions has it too
     return_full_text: bool = default("return_full_text")
     return_tensors: bool = default("return_tensors")
+    skip_special_tokens: bool = default("skip_special_tokens")
+    clean_up_tokenization_spaces: bool | None = default("clean_up_tokenization_spaces")
     logprobs: int | None = default("logprobs")
     prompt_logprobs: int | None = default("prompt_logprobs")
     output_scores: bool = default("output_scores")
@@ -61,33 +95,67 @@ class GenerateArguments:
     # Speed
     prompt_lookup_num_tokens: int | None = default("prompt_lookup_num_tokens")
     max_matching_ngram_size: int = default("max_matching_ngram_size")
+    origin: Origin = field(default_factory=Origin)
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any], *under: Mapping[str, Any]) -> GenerateArguments:
+    def parse(
+        cls,
+        given: Mapping[str, Any],
+        *under: Mapping[str, Any],
+        settings: ModelSettings | None = None,
+        lenient: bool = False,
+    ) -> GenerateArguments:
         """Checks names, values and what they make together, as far as that needs no prompt.
 
         Args:
             given: {name: value}. None stands for the default.
             under: arguments that hold where those before say nothing else, the nearest first: those of a whole job,
-                say, and then those that came with a model.
+                say.
+            settings: what came with a model. It holds where nobody says anything else; where it has no effect, such as
+                a temperature without do_sample, it is left out.
+            lenient: whether an argument that has no effect is left out with a warning, as transformers does it, and not
+                refused.
 
         Raises:
             RequestError: what is wrong, in one line.
+            ConfigError: a setting of the model's that is not served.
         """
+        settings = settings or ModelSettings()
+        settings.check()
         layers = [_with_new_names(layer) for layer in (given, *under)]
-        values = {name: value for name, value in _lay_over(layers).items() if value is not None}
+        asked = {name: value for name, value in _lay_over(layers).items() if value is not None}
+        values = {**settings.arguments, **asked}
+        _leave_out(values, asked, lenient)
         for name, value in values.items():
             values[name] = ARGUMENTS[name].kind.normal(value)
-            ARGUMENTS[name].check(values[name])
+            try:
+                ARGUMENTS[name].check(values[name])
+            except RequestError as error:
+                raise error if name in asked else RequestError(f"{settings.source}: {error}") from None
         _check_together(values)
         sampling = SamplingOptions(**{"top_k": ARGUMENTS["top_k"].default} | _taken(values, SamplingOptions))
         beams = BeamOptions(**_taken(values, BeamOptions)) if values.get("num_beams", 1) > 1 else None
         if beams:
             beams.check_sampling(sampling)
-        return cls(sampling=sampling, beams=beams, **_taken(values, cls))
+        return cls(
+            sampling=sampling,
+            beams=beams,
+            origin=Origin(
+                cut_to=asked.get("max_length") if lenient else None,
+                least_may_exceed=asked.keys().isdisjoint(("min_length", "min_new_tokens")),
+            ),
+            **_taken(values, cls),
+        )
+
+    @staticmethod
+    def check(given: Mapping[str, Any]) -> None:
+        """Raises RequestError for a name or a value that no model and no other argument can make right."""
+        for name, value in _with_new_names(given).items():
+            if value is not None:
+                ARGUMENTS[name].check(ARGUMENTS[name].kind.normal(value))
 
     @property
     def needs_text(self) -> bool:
@@ -118,6 +186,18 @@ class GenerateArguments:
             return self
         return replace(self, sampling=replace(self.sampling, seed=seed))
 
+    def cut(self, model_max_length: int) -> int | None:
+        """The number of tokens that a text is cut to, as transformers' pipeline cuts it; None leaves it whole.
+
+        Args:
+            model_max_length: the tokenizer's own limit.
+        """
+        if self.truncation is None:
+            return self.origin.cut_to
+        if not self.truncation:
+            return None
+        return self.origin.cut_to or self.max_length or model_max_length
+
     def fit(self, prompt: list[int], n_ctx: int) -> list[int]:
         """A prompt's token ids, without its beginning where handle_long_generation says so."""
         new = self.max_new_tokens or max((self.max_length or 0) - len(prompt), 1)
@@ -126,7 +206,12 @@ class GenerateArguments:
         return prompt[len(prompt) + new - n_ctx :]
 
     def request(
-        self, prompt: list[int], number: int, config: GPTNeoConfig, tokenizer: TokenizerLike | None = None
+        self,
+        prompt: list[int],
+        number: int,
+        config: GPTNeoConfig,
+        tokenizer: TokenizerLike | None = None,
+        prefix: int = 0,
     ) -> Request:
         """The Request for one of a prompt's sequences.
 
@@ -135,12 +220,15 @@ class GenerateArguments:
             number: the sequence's, from 0. It is added to the seed.
             config: the model's.
             tokenizer: the model's; without one no text is written.
+            prefix: the number of the prompt's tokens that max_length and min_length do not count.
 
         Raises:
             RequestError: lengths that the prompt leaves no room for, or a penalty of ends where there are none.
         """
-        limit = self._limit(len(prompt), config.n_ctx)
-        least = max(self.min_new_tokens, self.min_length - len(prompt))
+        limit = self._limit(len(prompt), config.n_ctx, prefix)
+        least = max(self.min_new_tokens, self.min_length + (prefix if self.min_length else 0) - len(prompt))
+        if least > limit and self.origin.least_may_exceed:
+            least = limit
         if least > limit:
             raise RequestError(f"at least {least} new tokens are asked for, but at most {limit} allowed")
         ends = self._ends(config)
@@ -165,15 +253,15 @@ class GenerateArguments:
             beams=self.beams,
         )
 
-    def _limit(self, used: int, n_ctx: int) -> int:
-        """The number of new tokens that are allowed after a prompt of `used` tokens."""
+    def _limit(self, used: int, n_ctx: int, prefix: int = 0) -> int:
+        """The number of new tokens that are allowed after a prompt of `used` tokens, `prefix` of them uncounted."""
         if self.max_new_tokens is not None:
             return self.max_new_tokens
         if self.max_length is None:
-            return max(1, min(DEFAULT_NEW_TOKENS, n_ctx - used))
-        if self.max_length <= used:
+            return max(1, min(self.origin.new_tokens, n_ctx - used))
+        if self.max_length + prefix <= used:
             raise RequestError(f"max_length {self.max_length} leaves no room after a prompt of {used} tokens")
-        return self.max_length - used
+        return self.max_length + prefix - used
 
     def _ends(self, config: GPTNeoConfig) -> tuple[int, ...]:
         """The token ids that end the text."""
@@ -196,8 +284,10 @@ def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, value in values.items():
-        if name in LEFT_OUT:
+        if is_refused(name, value):
             raise RequestError(f"{name} is not served: {LEFT_OUT[name]}")
+        if name in NO_EFFECT or name in LEFT_OUT:
+            continue
         if name in OLD_NAMES:
             found |= _by_new_name(name, value, values)
         elif name in ARGUMENTS:
@@ -228,6 +318,49 @@ def _lay_over(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         kept = {name: value for name, value in merged.items() if name not in replaced}
         merged = kept | layer
     return merged
+
+
+def _leave_out(values: dict[str, Any], asked: Mapping[str, Any], lenient: bool) -> None:
+    """Leaves out what has no effect: of a model's settings silently, of a call's arguments with a warning.
+
+    What is wrong in a call that is not lenient stays, to be refused.
+    """
+    for name in ("do_sample", "num_beams"):
+        if name in values:
+            values[name] = ARGUMENTS[name].kind.normal(values[name])
+            ARGUMENTS[name].check(values[name])
+    for row in [ARGUMENTS[name] for name in values]:
+        is_idle = row.needs is not None and not any(
+            name in values and ARGUMENTS[name].is_given(values[name]) for name in row.needs.any_of
+        )
+        if row.name == "num_return_sequences":  # transformers refuses it, too
+            continue
+        if row.name not in asked:
+            if is_idle or (not row.with_beams and values.get("num_beams", 1) > 1):
+                del values[row.name]
+        elif is_idle and lenient:
+            _leave_out_of_call(row, values)
+    for wins, loses in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+        if wins not in values or loses not in values:
+            continue
+        if lenient or loses not in asked:
+            if loses in asked:
+                warnings.warn(f"{wins} and {loses} are both set: {wins} decides", stacklevel=6)
+            del values[loses]
+        elif wins not in asked:
+            del values[wins]
+
+
+def _leave_out_of_call(row: Argument, values: dict[str, Any]) -> None:
+    """Leaves out an argument of a call, with a warning unless its value is the default.
+
+    A value that is wrong is refused all the same; but 0 is how scripts switch a temperature off.
+    """
+    value = values.pop(row.name)
+    if value != 0:
+        row.check(row.kind.normal(value))
+    if row.needs and row.is_given(value):
+        warnings.warn(f"{row.name} has no effect: it needs {row.needs.words}, {row.needs.reason}", stacklevel=7)
 
 
 def _taken(values: Mapping[str, Any], options: type) -> dict[str, Any]:

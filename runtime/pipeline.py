@@ -1,10 +1,13 @@
 """A text generator over an ONNX folder, called as transformers' text-generation pipeline is."""
 
 import dataclasses
+import functools
 import operator
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 
@@ -12,30 +15,40 @@ from neo_tf.errors import RequestError
 from neo_tf.file_names import TOKENIZER_FILE
 
 from .arguments import GenerateArguments
+from .call_arguments import CallArguments
 from .device.session import Session
 from .engine.engine import Engine
 from .engine.generation import Continuation, Generation
 from .engine.request import Request
-from .tokenizer import Tokenizer, TokenizerLike
+from .generation_config import ModelSettings, read_generation_config
+from .tokenizer import Tokenizer
 
 TASK = "text-generation"
-Prompt = str | Sequence[int]  # a text, or its token ids
+Message = Mapping[str, Any]  # of a chat: {"role": ..., "content": ...}
+Prompt = str | Sequence[int] | Sequence[Message]  # a text, its token ids, or a chat
+# What transformers' pipeline does where neither the call nor the model says anything.
+SAMPLING_DEFAULTS: Mapping[str, Any] = {"do_sample": True, "temperature": 0.7}
 
 
 class TextGenerationPipeline:
-    """Continues texts. Call it with a prompt or a list of prompts.
+    """Continues texts. Call it with a prompt or a list of prompts, from any number of threads at once.
 
     Args:
         folder: An ONNX folder that export_onnx wrote.
-        tokenizer: A tokenizer.json, or a folder that holds one; the ONNX folder's own where None.
+        tokenizer: A folder that holds one, a tokenizer.json, or a Tokenizer; the ONNX folder's own where None.
         device: See Session.
         batch_size: The number of sequences that are decoded together.
         threads: See Session.
         precision: See Session.
         cache_bytes, prefix_cache_bytes: See Engine.
+        arguments: Arguments of generation that hold for each call; the call's own come before them.
+        defaults: What holds where neither a call nor the model's generation_config.json says anything.
+
+    Attributes:
+        settings: What the model says of generation.
 
     Raises:
-        NeoTFError: See Session, Engine and Tokenizer.
+        NeoTFError: See Session, Engine, Tokenizer and read_generation_config.
     """
 
     task = TASK
@@ -43,7 +56,7 @@ class TextGenerationPipeline:
     def __init__(
         self,
         folder: Path | str,
-        tokenizer: Path | str | None = None,
+        tokenizer: Path | str | Tokenizer | None = None,
         device: str | int | None = None,
         batch_size: int = 8,
         threads: int | None = None,
@@ -51,36 +64,45 @@ class TextGenerationPipeline:
         *,
         cache_bytes: int | None = None,
         prefix_cache_bytes: int | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] = SAMPLING_DEFAULTS,
     ) -> None:
         self.session = Session(folder, slots=batch_size, device=device, threads=threads, precision=precision)
         self.config = self.session.config
+        self.device = self.session.device
         self.engine = Engine(self.session, cache_bytes, prefix_cache_bytes)
-        self.tokenizer: TokenizerLike | None = None
-        if tokenizer or (Path(folder) / TOKENIZER_FILE).is_file():
+        self.settings: ModelSettings = read_generation_config(folder, self.config)
+        self._arguments = dict(arguments or {})
+        self._defaults = defaults
+        self.tokenizer: Tokenizer | None = None
+        if isinstance(tokenizer, Tokenizer):
+            self.tokenizer = tokenizer
+        elif tokenizer or (Path(folder) / TOKENIZER_FILE).is_file():
             self.tokenizer = Tokenizer(tokenizer or folder)
 
-    def __call__(
-        self, text_inputs: Prompt | Sequence[Prompt], **arguments: Any
-    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+    def __call__(self, text_inputs: Any, **arguments: Any) -> Any:
         """Continues one prompt, or several together.
 
         Args:
-            text_inputs: A text, token ids (a list of int), or a list of either.
+            text_inputs: A text, token ids (a list of int), a chat (a list of messages with role and content), or a list
+                of either. What is gone through once, such as a generator, is answered prompt by prompt.
             arguments: transformers' own, and some more; docs/generation.md lists them.
 
         Returns:
             For one prompt [{"generated_text": str}, ...] with one dict for each sequence; for a list of prompts a list
-            of such lists.
+            of such lists. For a chat generated_text is the chat with the answer.
 
         Raises:
             RequestError: A prompt or an argument that cannot be served.
         """
+        if isinstance(text_inputs, Iterator):
+            return (self(text, **arguments) for text in text_inputs)
         many = _is_many(text_inputs)
         texts: list[Any] = list(text_inputs) if many else [text_inputs]
-        options = GenerateArguments.parse(arguments)
+        options = self.arguments(arguments)
         if options.streamer and (len(texts) > 1 or options.num_return_sequences > 1):
             raise RequestError("streamer takes one prompt and one sequence")
-        requests = [self.requests(text, options) for text in texts]
+        requests = [self.requests(text, self._seeded(options)) for text in texts]
         if options.streamer:
             requests = [[_streaming(requests[0][0], options.streamer)]]
         generations = iter(self.engine.generate([request for own in requests for request in own]))
@@ -91,6 +113,44 @@ class TextGenerationPipeline:
             for text, own in zip(texts, requests, strict=True)
         ]
         return results if many else results[0]
+
+    def arguments(self, given: Mapping[str, Any]) -> GenerateArguments:
+        """A call's arguments, over those of the pipeline, the model's settings, and the defaults.
+
+        Args:
+            given: {name: value}, as transformers' pipeline takes them: None means that nothing is to be done.
+
+        Raises:
+            RequestError: See GenerateArguments.parse.
+        """
+        return CallArguments.of(self._arguments, given).parse(self.settings, self._defaults)
+
+    def checked(self, given: Mapping[str, Any], *under: Mapping[str, Any]) -> GenerateArguments:
+        """Arguments over the model's settings, as the command and jobs take them: what has no effect is refused.
+
+        Args:
+            given: {name: value}. None stands for the default.
+            under: See GenerateArguments.parse.
+
+        Raises:
+            RequestError: See GenerateArguments.parse.
+        """
+        return GenerateArguments.parse(given, *under, settings=self.settings)
+
+    @staticmethod
+    def _seeded(options: GenerateArguments) -> GenerateArguments:
+        """The arguments with a seed, where tokens are drawn: of Python's own generator, which set_seed sets."""
+        return options.with_seed(random.getrandbits(63)) if options.sampling.do_sample else options
+
+    @functools.cached_property
+    def model(self) -> SimpleNamespace:
+        """What scripts read of transformers' model: its config, generation_config and device."""
+        generation = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | dict(self.settings.arguments)
+        return SimpleNamespace(
+            config=SimpleNamespace(**self.config.to_onnx()),
+            generation_config=SimpleNamespace(**generation),
+            device=self.device,
+        )
 
     def requests(self, text: Prompt, options: GenerateArguments) -> list[Request]:
         """The Requests that continue one prompt: one for each sequence, or one with beams.
@@ -104,23 +164,54 @@ class TextGenerationPipeline:
         """
         if self.tokenizer is None and (options.needs_text or not options.return_tensors):
             raise RequestError("the model has no tokenizer to write text with: ask for return_tensors=True alone")
-        prompt = self._encode(text, options)
+        ids = self._encode(text, options)
+        if not ids and isinstance(text, str):  # like in transformers, an empty text begins with this token
+            if options.bos_token_id is None:
+                raise RequestError("the prompt is empty, and the model has no bos_token_id to begin with")
+            ids = [operator.index(options.bos_token_id)]
+        prompt = options.fit(ids, self.config.n_ctx)
+        prefix = self._prefix(text, options)
+        uncounted = len(self.tokenizer.encode(prefix, add_special_tokens=False)) if prefix and self.tokenizer else 0
         count = options.requests_of_each
-        return [options.request(prompt, number, self.config, self.tokenizer) for number in range(count)]
+        return [options.request(prompt, number, self.config, self.tokenizer, uncounted) for number in range(count)]
+
+    def _prefix(self, prompt: Prompt, options: GenerateArguments) -> str:
+        """The text that goes before a prompt: the call's, or that of the model's config.json."""
+        if not isinstance(prompt, str):
+            return ""
+        own = self.config.huggingface_keys.get("prefix")
+        return options.prefix if options.prefix is not None else own if isinstance(own, str) else ""
 
     def _encode(self, prompt: Prompt, options: GenerateArguments) -> list[int]:
+        if _is_chat(prompt):
+            return self._encode_chat(prompt, options)
         if not isinstance(prompt, str):
             if options.prefix:
                 raise RequestError("prefix is a text: it goes before prompts that are texts, not token ids")
             try:
-                ids = [operator.index(token) for token in prompt]
+                return [operator.index(token) for token in prompt]  # type: ignore[arg-type]  # what is no id is refused
             except TypeError:
                 raise RequestError("a prompt must be a text or a flat list of token ids") from None
-        elif self.tokenizer is None:
+        if self.tokenizer is None:
             raise RequestError("the model has no tokenizer: name one with tokenizer=, or prompt with token ids")
-        else:
-            ids = self.tokenizer.encode((options.prefix or "") + prompt)
-        return options.fit(ids, self.config.n_ctx)
+        text = self._prefix(prompt, options) + prompt
+        cut = options.cut(self.tokenizer.model_max_length)
+        if cut is None:
+            return self.tokenizer.encode(text, add_special_tokens=options.add_special_tokens)
+        return self.tokenizer.encode(
+            text, add_special_tokens=options.add_special_tokens, truncation=True, max_length=cut
+        )
+
+    def _encode_chat(self, messages: Any, options: GenerateArguments) -> list[int]:
+        if self.tokenizer is None:
+            raise RequestError("the model has no tokenizer: name one with tokenizer=, or prompt with token ids")
+        continues = _continues(messages, options)
+        return self.tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
+            return_dict=False,
+        )
 
     def results(self, text: Prompt, generation: Generation, options: GenerateArguments) -> list[dict[str, Any]]:
         """What came of a prompt's request: one result, or with beams one for each sequence that is returned.
@@ -143,19 +234,39 @@ class TextGenerationPipeline:
         if options.return_tensors:
             result["generated_token_ids"] = [*prompt, *found.tokens] if options.return_full_text else found.tokens[:]
         else:
-            before = self._text_before(text, prompt) if options.return_full_text else ""
-            result["generated_text"] = before + found.text
+            result["generated_text"] = self._text(text, prompt, found, options)
         for name, attribute in options.kept.items():
             value = getattr(found, attribute)
             result[name] = np.array(value) if name in ("scores", "logits") else value
         return result
 
-    def _text_before(self, text: Prompt, prompt: Sequence[int]) -> str:
-        """A prompt's text: as it was given, special tokens and all, like in transformers."""
-        if isinstance(text, str):
-            return text
+    def _text(self, text: Prompt, prompt: Sequence[int], found: Continuation, options: GenerateArguments) -> Any:
+        """The text of a result, or for a chat the messages."""
         assert self.tokenizer is not None  # see requests
-        return self.tokenizer.stream(prompt).before
+        new = found.text
+        if not options.skip_special_tokens or options.clean_up_tokenization_spaces is not None:
+            new = self.tokenizer.decode(
+                found.tokens,
+                skip_special_tokens=options.skip_special_tokens,
+                clean_up_tokenization_spaces=options.clean_up_tokenization_spaces,
+            )
+        if isinstance(text, str) and self._is_begun(text, options):  # where it shows, the token that was put there does
+            new = self.tokenizer.decode(prompt, skip_special_tokens=options.skip_special_tokens) + new
+        if not options.return_full_text:
+            return new
+        if isinstance(text, str):  # as it was given, special tokens and all, like in transformers
+            return text + new
+        if not _is_chat(text):
+            return self.tokenizer.stream(prompt).before + new
+        messages = [dict(message) for message in cast("Sequence[Mapping[str, Any]]", text)]
+        if not _continues(messages, options):
+            return [*messages, {"role": "assistant", "content": new}]
+        last = messages[-1] | {"content": messages[-1]["content"] + new}
+        return [*messages[:-1], last]
+
+    def _is_begun(self, text: str, options: GenerateArguments) -> bool:
+        """Whether a prompt was empty, and begins with a token that nobody gave."""
+        return not text.strip() and not self._encode(text, options)
 
 
 def _streaming(request: Request, streamer: Any) -> Request:
@@ -166,9 +277,25 @@ def _streaming(request: Request, streamer: Any) -> Request:
     return dataclasses.replace(request, on_token=lambda token: streamer.put(np.array([token])))
 
 
+def _continues(messages: Any, options: GenerateArguments) -> bool:
+    """Whether a chat's last message is continued, and not answered."""
+    if options.continue_final_message is None:
+        return messages[-1]["role"] == "assistant"
+    return options.continue_final_message
+
+
+def _is_chat(prompt: Any) -> bool:
+    """Whether a prompt is a list of messages."""
+    return (
+        isinstance(prompt, list | tuple)
+        and len(prompt) > 0
+        and all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in prompt)
+    )
+
+
 def _is_many(text_inputs: Any) -> bool:
-    """Whether the input is a list of prompts, rather than one prompt as text or as ids."""
-    if isinstance(text_inputs, str):
+    """Whether the input is a list of prompts, rather than one prompt as text, as ids or as a chat."""
+    if isinstance(text_inputs, str) or _is_chat(text_inputs):
         return False
     if not isinstance(text_inputs, list | tuple) and not hasattr(text_inputs, "tolist"):
         raise RequestError(f"a prompt must be a text or a list of token ids, not {type(text_inputs).__name__}")

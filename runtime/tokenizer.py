@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import tempfile
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -90,6 +91,25 @@ class Tokenizer:
         tokenizer = cls.__new__(cls)
         tokenizer._set_up(files, source)
         return tokenizer
+
+    @classmethod
+    def from_object(cls, tokenizer: Any) -> Self:
+        """A tokenizer from one of transformers' tokenizers, with what was set on it, or from one of `tokenizers`.
+
+        Raises:
+            CheckpointError: It is neither, or it has no tokenizer.json.
+        """
+        name = type(tokenizer).__name__
+        if hasattr(tokenizer, "to_str"):
+            return cls.from_files(_as_it_is(tokenizer.to_str().encode()), name)
+        if not hasattr(tokenizer, "save_pretrained"):
+            raise CheckpointError(f"a tokenizer must be a path, or an object of transformers, not {name}")
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            files = read_tokenizer_files(Path(folder))
+        if not has_tokenizer(files):
+            raise CheckpointError(f"{name}: saves no tokenizer.json, which is needed here")
+        return cls.from_files(files, name)
 
     def _set_up(self, files: Mapping[str, bytes], source: Path | str) -> None:
         backend = load_tokenizer(files, source)
@@ -375,21 +395,44 @@ class Tokenizer:
         return cast(str, name if name is not None else own)
 
 
+def as_tokenizer(tokenizer: Any) -> Tokenizer:
+    """A Tokenizer of an object: one already, transformers' own, or one of the package tokenizers.
+
+    Raises:
+        RequestError: It is something else.
+        CheckpointError: It cannot be read.
+    """
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    source = type(tokenizer).__name__
+    if hasattr(tokenizer, "save_pretrained"):
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            return Tokenizer.from_files(read_tokenizer_files(Path(folder)), source)
+    if hasattr(tokenizer, "to_str"):
+        settings = f'{{"tokenizer_class": "{AS_IT_IS}"}}'.encode()
+        return Tokenizer.from_files(
+            {TOKENIZER_FILE: tokenizer.to_str().encode(), TOKENIZER_CONFIG_FILE: settings}, source
+        )
+    raise RequestError(f"tokenizer must be a folder, a tokenizer.json or a tokenizer, not a {source}")
+
+
 def _files_at(path: Path) -> Mapping[str, bytes]:
     """The files of a tokenizer: those of a folder, or a tokenizer.json alone."""
     if path.is_dir():
         files: Mapping[str, bytes] = read_tokenizer_files(path)
     elif path.is_file():
-        # Without other files nothing can say that it is to be taken in another way than as it is.
-        files = {
-            TOKENIZER_FILE: path.read_bytes(),
-            TOKENIZER_CONFIG_FILE: f'{{"tokenizer_class": "{AS_IT_IS}"}}'.encode(),
-        }
+        files = _as_it_is(path.read_bytes())
     else:
         files = {}
     if not has_tokenizer(files):
         raise CheckpointError(f"{path}: no tokenizer here: name one with --tokenizer (tokenizer=), or prompt with ids")
     return files
+
+
+def _as_it_is(content: bytes) -> Mapping[str, bytes]:
+    """The files of a tokenizer.json alone. Nothing can say that it is to be taken in another way than as it is."""
+    return {TOKENIZER_FILE: content, TOKENIZER_CONFIG_FILE: f'{{"tokenizer_class": "{AS_IT_IS}"}}'.encode()}
 
 
 def _array(rows: list[list[int]]) -> Any:

@@ -126,9 +126,11 @@ RUNTIME_ROOMS = {
     "neo_tf.runtime.device": 2,
     "neo_tf.runtime.sampling": 2,
     "neo_tf.runtime.engine": 3,
+    "neo_tf.runtime.generation_config": 2,
     "neo_tf.runtime.arguments": 4,
-    "neo_tf.runtime.pipeline": 5,
-    "neo_tf.runtime.jobs": 6,
+    "neo_tf.runtime.call_arguments": 5,
+    "neo_tf.runtime.pipeline": 6,
+    "neo_tf.runtime.jobs": 7,
 }
 
 

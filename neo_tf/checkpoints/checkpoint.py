@@ -124,6 +124,11 @@ class Checkpoint:
             used = self.tokenizer.get_vocab_size()
             if used > n_vocab:
                 raise ConfigError(f"cannot trim the vocabulary to {n_vocab}: the tokenizer uses {used} ids")
+        eos = self.config.huggingface_keys.get("eos_token_id")
+        named = [self.config.bos_token_id, *(eos if isinstance(eos, list) else [])]
+        lost = [token for token in named if isinstance(token, int) and n_vocab <= token < self.config.n_vocab]
+        if lost:
+            raise ConfigError(f"cannot trim the vocabulary to {n_vocab}: the config uses the id {lost[0]}")
         config = self.config.replace(n_vocab=n_vocab)
         trimmed = {
             name: _trim(self.tensors[name], variable.shape)

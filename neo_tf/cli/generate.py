@@ -1,6 +1,7 @@
 """The command `neo-tf generate`: one prompt as its text is written, or many as lines of JSON."""
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from neo_tf.sizes import bytes_of
 
 if TYPE_CHECKING:
     from neo_tf.runtime.arguments import GenerateArguments
+    from neo_tf.runtime.generation_config import ModelSettings
     from neo_tf.runtime.jobs.prompts import JobLines
     from neo_tf.runtime.jobs.results import JobFile, JobStream
     from neo_tf.runtime.pipeline import TextGenerationPipeline
@@ -127,7 +129,7 @@ def generate(
     from neo_tf.runtime.arguments import GenerateArguments
 
     given = read_options(arguments)
-    options = GenerateArguments.parse(given)  # what is wrong is said before a model is exported or loaded
+    GenerateArguments.check(given)  # what is wrong is said before a model is exported or loaded
     loader = _Loader(
         model,
         tokenizer,
@@ -147,10 +149,10 @@ def generate(
         return
     if not prompts and not input_file:
         prompts = [_standard_input()]
-    streams = not as_json and all(ARGUMENTS[name].streams for name in given)
+    options = GenerateArguments.parse(given, settings=loader.settings)
+    streams = not as_json and all(ARGUMENTS[name].streams for name in given) and options.num_return_sequences == 1
     if streams and prompts and len(prompts) == 1 and not (input_file or output):
-        _, generator = loader.load(slots=1)
-        _show(generator, prompts[0], given, options)
+        _show(loader.load(options.slots_of_each), prompts[0], given, options)
     else:
         _run_job(loader, files, prompts, given, options, batch_size, skip_errors)
 
@@ -174,12 +176,12 @@ class _Loader:
     prefix_cache_bytes: int | None
     adapter: str | None
 
-    def load(self, slots: int) -> tuple[Path, "TextGenerationPipeline"]:
-        """The model's ONNX folder, exported where it is not, and a pipeline that decodes `slots` sequences at once."""
+    @functools.cached_property
+    def folder(self) -> Path:
+        """The model's ONNX folder, exported where it is not."""
         from neo_tf.model_cache import resolve_model
-        from neo_tf.runtime.pipeline import TextGenerationPipeline
 
-        folder = resolve_model(
+        return resolve_model(
             self.model,
             self.tokenizer,
             self.revision,
@@ -188,8 +190,21 @@ class _Loader:
             self.precision,
             self.adapter,
         )
-        pipeline = TextGenerationPipeline(
-            folder,
+
+    @functools.cached_property
+    def settings(self) -> "ModelSettings":
+        """What the model says of generation."""
+        from neo_tf.onnx_folder import OnnxFolder
+        from neo_tf.runtime.generation_config import read_generation_config
+
+        return read_generation_config(self.folder, OnnxFolder.read(self.folder).config)
+
+    def load(self, slots: int) -> "TextGenerationPipeline":
+        """A pipeline that decodes `slots` sequences at once. What nobody sets is as in generate, not drawn."""
+        from neo_tf.runtime.pipeline import TextGenerationPipeline
+
+        return TextGenerationPipeline(
+            self.folder,
             self.tokenizer,
             self.device,
             slots,
@@ -197,8 +212,8 @@ class _Loader:
             self.precision,
             cache_bytes=self.cache_bytes,
             prefix_cache_bytes=self.prefix_cache_bytes,
+            defaults={},
         )
-        return folder, pipeline
 
 
 @dataclass(frozen=True)
@@ -263,9 +278,9 @@ def _run_job(
         results = JobFile(files.file, resume=files.resume, force=files.force) if files.file else JobStream()
         stack.callback(results.close)
         slots = _slots(batch_size, prompts, options)
-        folder, generator = loader.load(slots)
+        generator = loader.load(slots)
         arguments = {name: value for name, value in given.items() if name != "seed"}
-        header = _header(folder, generator, loader, format, given.get("seed"), arguments)
+        header = _header(generator, loader, format, given.get("seed"), arguments)
         seed = results.begin(header)
         with _told(results), token_progress("generating", total, results.done) as progress:
             Job(generator, arguments, seed, results, skip_errors, progress).run(lines)
@@ -285,7 +300,6 @@ def _slots(batch_size: int, prompts: list[str] | None, options: "GenerateArgumen
 
 
 def _header(
-    folder: Path,
     generator: "TextGenerationPipeline",
     loader: _Loader,
     format: str,
@@ -296,7 +310,7 @@ def _header(
     from neo_tf.model_cache import fingerprint
 
     return {
-        "model": fingerprint(folder, loader.tokenizer),
+        "model": fingerprint(loader.folder, loader.tokenizer),
         "device": generator.session.device,
         "in_pairs": generator.session.in_pairs,  # quantised texts of a batch size of 1 may be others
         "precision": generator.session.precision,
@@ -345,7 +359,7 @@ def _told(results: "JobFile | JobStream") -> Iterator[None]:
 def _show(
     generator: "TextGenerationPipeline", prompt: str, given: dict[str, Any], options: "GenerateArguments"
 ) -> None:
-    """Continues one prompt, and shows its text while it is written."""
+    """Continues one prompt, and shows its text while it is written; with beams, which show it only at their end."""
     started: float | None = None  # when the first piece came
     count = 0
 
@@ -358,7 +372,11 @@ def _show(
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    generator(prompt, streamer=show, **given)
+    if options.beams:
+        (found,) = generator(prompt, **given)
+        sys.stdout.write(found["generated_text"])
+    else:
+        generator(prompt, streamer=show, **given)
     ended = time.perf_counter()
     sys.stdout.write("\n")
     if started is not None and count > 1 and sys.stderr.isatty():

@@ -13,7 +13,7 @@ from neo_tf.runtime.argument_table import ARGUMENTS, Argument
 _NO = "no_"  # begins the parameter of an option --no-NAME
 
 
-def takes_options(command: Callable) -> Callable:
+def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command that takes **arguments an option for each row of the table, after its first two parameters."""
     kind = inspect.Parameter.KEYWORD_ONLY
     signature = inspect.signature(command)
@@ -57,6 +57,8 @@ def _options(row: Argument) -> dict[str, Any]:
     and two long names leave no room for their help in a terminal of 80 columns.
     """
     flag = f"--{row.name.replace('_', '-')}"
+    if row.has_opposite:
+        flag += f"/--no-{row.name.replace('_', '-')}"
     if row.default is not True:
         return {row.name: _annotation(row, flag, _help(row, row.meaning))}
     no_flag = f"--no-{row.name.replace('_', '-')}"
@@ -85,6 +87,6 @@ def _help(row: Argument, meaning: str) -> str:
     return re.sub(r"\b[a-z]+(_[a-z]+)+\b", _as_option, " ".join(parts))
 
 
-def _as_option(name: re.Match) -> str:
+def _as_option(name: re.Match[str]) -> str:
     """An argument's name in a help text, as the option that it is."""
     return f"--{name[0].replace('_', '-')}" if name[0] in ARGUMENTS else name[0]

@@ -9,7 +9,9 @@ from neo_tf.checkpoints import Checkpoint
 from neo_tf.cli.console import byte_progress, console
 from neo_tf.cli.shared_options import Format
 from neo_tf.errors import RequestError
+from neo_tf.file_names import MERGES_FILE, UNREAD_TOKENIZER_FILES, VOCAB_FILE
 from neo_tf.sizes import readable_bytes
+from neo_tf.tokenizer_backend import has_tokenizer
 from neo_tf.variables import count_parameters
 
 
@@ -27,6 +29,9 @@ def open_source(
     checkpoint = neo_tf.open_checkpoint(src, tokenizer, config, revision, moe_policy, adapter)
     if moe_policy and checkpoint.config.moe_layers:
         console.print(f"note: second experts by {moe_policy!r}, whatever the original's config says")
+    unread = sorted({VOCAB_FILE, MERGES_FILE, *UNREAD_TOKENIZER_FILES} & set(checkpoint.files))
+    if unread and not has_tokenizer(checkpoint.files):
+        console.print(f"note: {', '.join(unread)}: kept, but no tokenizer that neo-tf reads (docs/folders.md)")
     if n_vocab is None:
         return checkpoint
     return checkpoint.with_vocab(n_vocab)

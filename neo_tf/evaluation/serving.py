@@ -158,7 +158,7 @@ class _ServingRounds:
         self._settings = settings
         self._workloads = workloads
         self._progress = progress
-        self.samples: dict[str, list] = {name: [] for name in (*WAYS, "engine")}
+        self.samples: dict[str, list[Any]] = {name: [] for name in (*WAYS, "engine")}
         self.session = self._load(settings.slots)
         self._engines = {"together": Engine(self.session)}
         self._warm("together", settings.slots)

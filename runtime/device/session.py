@@ -257,5 +257,5 @@ class _Step:
         self._session.run_with_iobinding(self.binding)
 
 
-def _bind(bind: Callable, name: str, value: np.ndarray) -> None:
+def _bind(bind: Callable[..., None], name: str, value: np.ndarray) -> None:
     bind(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)

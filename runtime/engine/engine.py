@@ -120,7 +120,7 @@ class Engine:
         if not isinstance(request, Request):
             raise RequestError(f"not a Request, but {type(request).__name__}")
         request.check(self.config)
-        self.slots.check(request.slots, request.longest(self.config))
+        self.slots.check(request.slots, request.most_cached(self.config))
 
     def step(self) -> bool:
         """Admits the requests that fit, prefills one chunk of one prompt, and decodes one token of every running one.
@@ -147,7 +147,7 @@ class Engine:
     def _admit(self) -> None:
         while self._waiting:
             request = self._waiting[0].request
-            slots = self.slots.take(request.slots, request.longest(self.config))
+            slots = self.slots.take(request.slots, request.most_cached(self.config))
             if slots is None:
                 return
             generation = self._waiting.popleft()

@@ -26,7 +26,8 @@ class Request:
 
     Args:
         prompt: The token ids that are continued; at least one.
-        max_new_tokens: The largest number of new tokens. None goes on to the end of the context.
+        max_new_tokens: The largest number of new tokens. None goes on to the end of the context. Prompt and new tokens
+            together may be one token longer than the context, because the last one is not run.
         min_new_tokens: The number of new tokens before which no stop token is chosen.
         stop_token_ids: The ids that end the text. The id that ended it is kept as the last token.
         sampling: How the tokens are chosen.
@@ -95,13 +96,20 @@ class Request:
         return self.beams.num_beams if self.beams else 1
 
     def limit(self, config: "GPTNeoConfig") -> int:
-        """The largest number of new tokens that may come."""
+        """The largest number of new tokens that may come.
+
+        Without max_new_tokens they end with the context; one comes after a prompt that is as long as the context.
+        """
         room = config.n_ctx - len(self.prompt)
-        return room if self.max_new_tokens is None else min(room, self.max_new_tokens)
+        return max(1, room) if self.max_new_tokens is None else min(room + 1, self.max_new_tokens)
 
     def longest(self, config: "GPTNeoConfig") -> int:
         """The largest number of tokens, prompt included, that each of its sequences may have."""
         return len(self.prompt) + self.limit(config)
+
+    def most_cached(self, config: "GPTNeoConfig") -> int:
+        """The number of positions that each of its sequences may take in the cache: the last token is never run."""
+        return min(self.longest(config), config.n_ctx)
 
     def _check_prompt(self, config: "GPTNeoConfig") -> None:
         try:
@@ -118,14 +126,14 @@ class Request:
             raise RequestError(
                 f"token id {ids[where]} at position {where} is outside the vocabulary of {config.n_vocab}"
             )
-        if len(ids) >= config.n_ctx:
+        if len(ids) > config.n_ctx:
             raise RequestError(
                 f"the prompt has {len(ids)} tokens, and the model's context n_ctx is {config.n_ctx}: no room left"
             )
 
     def _check_limit(self, config: "GPTNeoConfig") -> None:
         new, length = self.max_new_tokens, len(self.prompt)
-        if new is not None and length + new > config.n_ctx:
+        if new is not None and length + new > config.n_ctx + 1:  # the last token needs no position: it is not run
             raise RequestError(f"a prompt of {length} tokens and max_new_tokens {new} exceed n_ctx {config.n_ctx}")
 
     def _check_beams(self) -> None:

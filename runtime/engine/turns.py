@@ -41,7 +41,9 @@ class _Call:
         error: What ended the call early.
     """
 
-    def __init__(self, requests: Sequence[Request], hand_over: Callable[[_Call, Callable, Any], None]) -> None:
+    def __init__(
+        self, requests: Sequence[Request], hand_over: Callable[[_Call, Callable[[Any], object], Any], None]
+    ) -> None:
         self._thread = threading.get_ident()
         self._hand_over = hand_over
         self.generations = [Generation(self._heard_here(request)) for request in requests]

@@ -139,7 +139,7 @@ class Job:
         for name in values:
             if name in ARGUMENTS and not ARGUMENTS[name].in_json:
                 raise RequestError(f"{name} is for calls from Python: JSON cannot say it")
-        options = GenerateArguments.parse(values, self._arguments)
+        options = self._generator.checked(values, self._arguments)
         return options.with_seed(self._seed + line.index * options.num_return_sequences)
 
     def _step(self) -> None:

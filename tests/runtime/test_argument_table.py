@@ -39,7 +39,7 @@ def test_each_argument_is_a_field_of_one_dataclass(name):
 
 def test_dataclasses_have_no_arguments_of_their_own():
     fields = set().union(*map(names_of, HOLDERS))
-    assert fields == {*ARGUMENTS, "sampling", "beams"}
+    assert fields == {*ARGUMENTS, "sampling", "beams", "origin"}
 
 
 @pytest.mark.parametrize("options", [*HOLDERS, Request])

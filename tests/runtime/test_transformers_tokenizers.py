@@ -312,6 +312,16 @@ def test_cleaned_text_does_not_wait_for_the_end(folder):
     assert stream.finish() == " cat"
 
 
+def test_beams_find_stop_strings_that_reach_over_words(folder):
+    from neo_tf.runtime.engine.request import Request
+    from neo_tf.runtime.engine.stopping import stop_test
+
+    transformers.PreTrainedTokenizerFast(tokenizer_object=_word_level()).save_pretrained(folder)
+    stops = stop_test(Request([VOCAB["the"]], stop_strings=("cat sat",), tokenizer=Tokenizer(folder)))
+    words = ["hello", "the", "cat", "sat"]
+    assert [stops([VOCAB[word] for word in words[:end]]) for end in range(1, 5)] == [False, False, False, True]
+
+
 # ---- what scripts call
 
 
@@ -349,6 +359,23 @@ def test_calls(pair, arguments):
     if arguments.get("padding") is True or ("truncation" in arguments and "padding" in arguments):
         found = ours(texts, return_tensors="np", **arguments)
         assert found.input_ids.tolist() == theirs(texts, **arguments)["input_ids"]
+
+
+def test_a_tokenizer_from_an_object(folder):
+    shutil.copy(BPE, folder / "tokenizer.json")
+    change(folder / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer", add_prefix_space=True)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.pad_token = "<|padding|>"
+    theirs.add_special_tokens({"eos_token": "<|im_end|>"})
+    theirs("some text", padding="max_length", truncation=True, max_length=4)
+    ours = Tokenizer.from_object(theirs)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs(text)["input_ids"]
+    assert (ours.eos_token_id, ours.pad_token) == (theirs.eos_token_id, "<|padding|>")
+    raw = Tokenizer.from_object(Backend.from_file(str(BPE)))
+    assert raw.encode(TEXTS[0]) == Tokenizer(BPE).encode(TEXTS[0])
+    with pytest.raises(CheckpointError, match="not int"):
+        Tokenizer.from_object(5)
 
 
 def test_ids_and_tokens(pair):
