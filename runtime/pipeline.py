@@ -258,10 +258,10 @@ class TextGenerationPipeline:
             return text + new
         if not _is_chat(text):
             return self.tokenizer.stream(prompt).before + new
-        messages = [dict(message) for message in text]  # type: ignore[call-overload]  # a chat's
+        messages: list[Any] = list(text)
         if not _continues(messages, options):
             return [*messages, {"role": "assistant", "content": new}]
-        last = messages[-1] | {"content": messages[-1]["content"] + new}
+        last = {**messages[-1], "content": messages[-1]["content"] + new}
         return [*messages[:-1], last]
 
     def _is_begun(self, text: str, options: GenerateArguments) -> bool:

@@ -67,12 +67,15 @@ class _Call:
 
     def _heard_here(self, request: Request) -> Request:
         """The request, with functions that are called in the thread of the call, whichever thread steps the engine."""
-        names = [name for name in ("on_token", "on_text") if getattr(request, name)]
-        if not names:
+        if not (request.on_token or request.on_text):
             return request
-        return dataclasses.replace(request, **{name: self._relay(getattr(request, name)) for name in names})
+        on_token, on_text = self._relay(request.on_token), self._relay(request.on_text)
+        return dataclasses.replace(request, on_token=on_token, on_text=on_text)
 
-    def _relay(self, function: Callable[[Any], object]) -> Callable[[Any], object]:
+    def _relay(self, function: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
+        if function is None:
+            return None
+
         def relay(value: Any) -> None:
             if threading.get_ident() == self._thread:
                 function(value)
