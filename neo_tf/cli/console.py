@@ -20,8 +20,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 def never_fail_to_encode() -> None:
     """Lets standard output and standard error write \\uXXXX for a character that their encoding does not have."""
     for stream in (sys.stdout, sys.stderr):
-        # UTF-16 has every character, and would lose the byte order mark that it begins with.
-        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf-16"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
