@@ -26,7 +26,7 @@ def open_source(
     """Opens the checkpoint that SRC names, and trims its vocabulary to n_vocab ids; see open_checkpoint."""
     checkpoint = neo_tf.open_checkpoint(src, tokenizer, config, revision, moe_policy, adapter)
     if moe_policy and checkpoint.config.moe_layers:
-        console.print(f"note: second experts by {moe_policy!r}, whatever the original's config says")
+        console.print(f"note: --moe-policy {moe_policy!r} replaces the policy in the model's config")
     if n_vocab is None:
         return checkpoint
     return checkpoint.with_vocab(n_vocab)
