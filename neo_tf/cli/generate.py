@@ -136,7 +136,7 @@ def generate(
         precision and precision.value,
         device,
         threads,
-        cache_bytes=_bytes("--cache-memory", cache_memory),
+        cache_bytes=_bytes("--cache-memory", cache_memory, least=1),
         prefix_cache_bytes=_bytes("--prefix-cache-memory", prefix_cache_memory),
         adapter=adapter,
     )
@@ -155,8 +155,13 @@ def generate(
         _run_job(loader, files, prompts, given, options, batch_size, skip_errors)
 
 
-def _bytes(option: str, text: str | None) -> int | None:
-    return None if text is None else bytes_of(option, text)
+def _bytes(option: str, text: str | None, least: int = 0) -> int | None:
+    if text is None:
+        return None
+    size = bytes_of(option, text)
+    if size < least:
+        raise RequestError(f"{option} must be at least {least}, not {size}")
+    return size
 
 
 @dataclass(frozen=True)
