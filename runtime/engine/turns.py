@@ -75,6 +75,7 @@ class _Call:
             request = dataclasses.replace(request, on_text=self._relay(request.on_text))
         return request
 
+    def _relay(self, function: Callable[[Any], object]) -> Callable[[Any], object]:
         def relay(value: Any) -> None:
             if threading.get_ident() == self._thread:
                 function(value)
