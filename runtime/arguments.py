@@ -44,11 +44,13 @@ class Origin:
     Args:
         cut_to: The number of tokens that the call's max_length cuts a text to, max_new_tokens or not.
         new_tokens: The number of new tokens where no limit is given.
+        counts_prefix: Whether max_length counts the prefix: it does where the call gives None for max_new_tokens.
         least_may_exceed: Whether a least length above the limit gives way to it: it is the model's, not the call's.
     """
 
     cut_to: int | None = None
     new_tokens: int = DEFAULT_NEW_TOKENS
+    counts_prefix: bool = False
     least_may_exceed: bool = False
 
 
@@ -225,7 +227,7 @@ class GenerateArguments:
         Raises:
             RequestError: lengths that the prompt leaves no room for, or a penalty of ends where there are none.
         """
-        limit = self._limit(len(prompt), config.n_ctx, prefix)
+        limit = self._limit(len(prompt), config.n_ctx, 0 if self.origin.counts_prefix else prefix)
         least = max(self.min_new_tokens, self.min_length + (prefix if self.min_length else 0) - len(prompt))
         if least > limit and self.origin.least_may_exceed:
             least = limit

@@ -72,7 +72,7 @@ class CallArguments:
         )
         if "max_new_tokens" not in self.none:
             return options
-        return replace(options, origin=replace(options.origin, new_tokens=_NEW_TOKENS_OF_NONE))
+        return replace(options, origin=replace(options.origin, new_tokens=_NEW_TOKENS_OF_NONE, counts_prefix=True))
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -261,7 +261,7 @@ class TextGenerationPipeline:
         messages = [dict(message) for message in cast("Sequence[Mapping[str, Any]]", text)]
         if not _continues(messages, options):
             return [*messages, {"role": "assistant", "content": new}]
-        last = messages[-1] | {"content": messages[-1]["content"] + new}
+        last = {**messages[-1], "content": messages[-1]["content"] + new}
         return [*messages[:-1], last]
 
     def _is_begun(self, text: str, options: GenerateArguments) -> bool:

@@ -123,9 +123,9 @@ def benchmark(
     speed = {
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
-        "prefills": _lengths("prefills", prefills),
-        "contexts": _lengths("contexts", contexts),
-        "batches": _lengths("batches", batches),
+        "prefills": _lengths("--prefills", prefills),
+        "contexts": _lengths("--contexts", contexts),
+        "batches": _lengths("--batches", batches),
     }
     _check_together(speed, requests, slots)
     common = {"rounds": rounds, "device": device, "threads": threads, "precision": precision}
@@ -140,8 +140,8 @@ def benchmark(
     print_figures(figures)
 
 
-def _lengths(name: str, text: str | None) -> list[int] | None:
-    return None if text is None else whole_numbers(name, text)
+def _lengths(option: str, text: str | None) -> list[int] | None:
+    return None if text is None else whole_numbers(option, text)
 
 
 def _check_together(speed: dict[str, Any], requests: int | None, slots: int | None) -> None:

@@ -138,8 +138,8 @@ def generate(
         precision and precision.value,
         device,
         threads,
-        cache_bytes=_bytes("cache_memory", cache_memory),
-        prefix_cache_bytes=_bytes("prefix_cache_memory", prefix_cache_memory),
+        cache_bytes=_bytes("--cache-memory", cache_memory, least=1),
+        prefix_cache_bytes=_bytes("--prefix-cache-memory", prefix_cache_memory),
         adapter=adapter,
     )
     files = _Files(prompts, input_file, input_format, output, resume, force)
@@ -157,8 +157,13 @@ def generate(
         _run_job(loader, files, prompts, given, options, batch_size, skip_errors)
 
 
-def _bytes(name: str, text: str | None) -> int | None:
-    return None if text is None else bytes_of(name, text)
+def _bytes(option: str, text: str | None, least: int = 0) -> int | None:
+    if text is None:
+        return None
+    size = bytes_of(option, text)
+    if size < least:
+        raise RequestError(f"{option} must be at least {least}, not {size}")
+    return size
 
 
 @dataclass(frozen=True)
@@ -368,7 +373,8 @@ def _show(
         if started is None:
             started = time.perf_counter()
             sys.stdout.write(prompt if options.return_full_text else "")
-        count += bool(text)
+        if text:
+            count += 1
         sys.stdout.write(text)
         sys.stdout.flush()
 

@@ -114,8 +114,8 @@ Threads = Annotated[
 ]
 
 
-def whole_numbers(name: str, text: str) -> list[int]:
-    """Reads numbers with commas between them: "1,2,4" -> [1, 2, 4].
+def whole_numbers(option: str, text: str) -> list[int]:
+    """Reads numbers that are separated by commas: "1,2,4" -> [1, 2, 4].
 
     Raises:
         RequestError: The text holds something else; the message names the option.
@@ -123,4 +123,4 @@ def whole_numbers(name: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise RequestError(f"{name} must be whole numbers with commas between, as 1,2,4, not {text!r}") from None
+        raise RequestError(f"{option} must be numbers separated by commas, such as 1,2,4, not {text!r}") from None

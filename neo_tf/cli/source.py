@@ -28,7 +28,7 @@ def open_source(
     """Opens the checkpoint that SRC names, and trims its vocabulary to n_vocab ids; see open_checkpoint."""
     checkpoint = neo_tf.open_checkpoint(src, tokenizer, config, revision, moe_policy, adapter)
     if moe_policy and checkpoint.config.moe_layers:
-        console.print(f"note: second experts by {moe_policy!r}, whatever the original's config says")
+        console.print(f"note: --moe-policy {moe_policy!r} replaces the policy in the model's config")
     unread = sorted({VOCAB_FILE, MERGES_FILE, *UNREAD_TOKENIZER_FILES} & set(checkpoint.files))
     if unread and not has_tokenizer(checkpoint.files):
         console.print(f"note: {', '.join(unread)}: kept, but no tokenizer that neo-tf reads (docs/folders.md)")

@@ -217,7 +217,7 @@ def test_what_it_cannot_do_is_refused(demo, tmp_path):
 
 
 def test_the_command_takes_a_text_file(tmp_path, capfd, monkeypatch):
-    texts = {"text": PART.encode(), "short": b"import sys", "binary": b"\xff\xfe\x00"}
+    texts = {"text": PART.encode(), "short": b"import sys", "binary": b"\xff\x80\x00"}
     for name, content in texts.items():
         (tmp_path / name).write_bytes(content)
     said = {}

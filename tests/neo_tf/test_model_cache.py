@@ -67,10 +67,8 @@ def test_two_ways_to_a_folder_are_one_export(cache, checkpoint, exports, monkeyp
 def test_a_prefix_is_a_checkpoint(cache, exports, reference):
     prompt, new = reference("microbatch-fp32").greedy["same_len"][0]
     for _ in range(2):
-        generator = pipeline("text-generation", model=GOLDEN / "microbatch-fp32" / "model.ckpt-300")
-        (found,) = generator(
-            prompt, max_new_tokens=len(new), return_tensors=True, return_full_text=False, do_sample=False
-        )
+        generator = pipeline("text-generation", model=GOLDEN / "microbatch-fp32" / "model.ckpt-300", do_sample=False)
+        (found,) = generator(prompt, max_new_tokens=len(new), return_tensors=True, return_full_text=False)
         assert found["generated_token_ids"] == new
     assert len(exports) == 1
 

@@ -24,7 +24,7 @@ sys.meta_path.insert(0, Blocked())
 GENERATE = """
 import json
 from neo_tf import pipeline
-generator = pipeline("text-generation", model=sys.argv[1])
+generator = pipeline("text-generation", model=sys.argv[1], do_sample=False)
 found = generator(json.loads(sys.argv[2]), max_new_tokens=int(sys.argv[3]), return_tensors=True, return_full_text=False)
 print(json.dumps(found[0]["generated_token_ids"]))
 """

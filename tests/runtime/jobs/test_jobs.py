@@ -27,7 +27,7 @@ JOB = {"model": "m", "device": "cpu", "precision": "fp32", "format": "jsonl", "s
 
 @pytest.fixture(scope="module")
 def generator(demo_folder):
-    return pipeline("text-generation", model=demo_folder, batch_size=3)
+    return pipeline("text-generation", model=demo_folder, batch_size=3, do_sample=False, temperature=1.0)
 
 
 @pytest.fixture
@@ -355,7 +355,7 @@ BAD_LINES = {
     "no object": ('"def"', "not a JSON object"),
     "no prompt": ('{"text": "def"}', "has no \"prompt\", only 'text'"),
     "a prompt that is none": ('{"prompt": 5}', "text or a flat list of token ids"),
-    "an empty prompt": ('{"prompt": ""}', "empty"),
+    "an empty prompt": ('{"prompt": []}', "empty"),
     "an unknown argument": ('{"prompt": "a", "topk": 5}', "unknown argument 'topk'; did you mean 'top_k'?"),
     "a value out of range": ('{"prompt": "a", "repetition_penalty": 0}', "repetition_penalty must be greater than 0"),
     "a kind that is none": ('{"prompt": "a", "stop_strings": 5}', "stop_strings must be a list"),
@@ -454,7 +454,7 @@ def test_what_is_there_is_replaced_only_by_force_and_at_last(generate, unfinishe
     code, _, err = generate(*options)
     assert code == 1 and err == f"error: {output}: exists (--force replaces it)\n"
     assert generate(*options, "--resume") == (0, "", f"{output}: finished already\n")
-    (tmp_path / "p.jsonl").write_text('{"prompt": "z"}\n{"prompt": ""}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "z"}\n{"prompt": []}\n')
     assert generate(*options, "--force")[0] == 1
     assert output.read_bytes() == finished and (tmp_path / "o.jsonl.partial").exists()
     assert generate(*options, "--force", "--skip-errors")[0] == 1
