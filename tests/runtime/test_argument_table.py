@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -136,3 +137,27 @@ def test_the_docs_have_the_table():
     told = "docs/generation.md differs from the table: paste what python -m neo_tf.runtime.argument_table prints"
     assert between and between[1].strip() == markdown().strip(), told
     assert all(f"| `{name}` |" in markdown() for name in ARGUMENTS)
+
+
+def test_an_argument_that_a_request_has_reaches_it():
+    """A field of both classes needs a value here, and is passed on by GenerateArguments.request."""
+    values = {
+        "min_new_tokens": 2,
+        "stop_token_ids": [5],
+        "max_time": 7.5,
+        "stop_strings": ["a"],
+        "include_stop_str_in_output": False,
+        "logprobs": 3,
+        "prompt_logprobs": 2,
+        "output_logits": True,
+        "output_scores": True,
+        "prompt_lookup_num_tokens": 4,
+        "max_matching_ngram_size": 2,
+    }
+    shared = names_of(GenerateArguments) & names_of(Request)
+    assert shared - {"sampling", "beams", "max_new_tokens"} == set(values)
+    config = SimpleNamespace(n_ctx=64, eos_token_id=None, n_vocab=64)
+    request = GenerateArguments.parse(values).request([1, 2], 0, config)
+    for name, value in values.items():
+        found = getattr(request, name)
+        assert (list(found) if isinstance(found, tuple) else found) == value, name
