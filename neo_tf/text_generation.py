@@ -129,10 +129,8 @@ def _of_generation(arguments: dict[str, Any]) -> dict[str, Any]:
     for name, value in arguments.items():
         if name in ARGUMENTS or name in OLD_NAMES or name in LEFT_OUT or name in ("generation_config", "return_type"):
             found[name] = value
-        elif name not in NO_EFFECT and name not in _NO_EFFECT and value is not None:
-            raise RequestError(
-                f"pipeline() does not take {name}: it takes the arguments of docs/generation.md, and those of help"
-            )
+        elif name not in NO_EFFECT and name not in _NO_EFFECT and value not in (None, {}, ()):
+            raise RequestError(f"pipeline() does not take {name}")
     return found
 
 

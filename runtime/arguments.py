@@ -308,6 +308,7 @@ def _by_new_name(old: str, value: Any, values: Mapping[str, Any]) -> dict[str, A
         return {} if name in values else {name: None}
     if values.get(name) is not None:
         raise RequestError(f"{old} is an old name of {name}: give one of them")
+    value = ARGUMENTS[name].kind.normal(value)
     ARGUMENTS[name].kind.check(old, value)
     return {name: not value if is_opposite else value}
 
