@@ -119,4 +119,5 @@ $(UPDATE)/.done: requirements/update.txt
 	touch $@
 
 clean: ## removes all that these commands made
-	rm -rf $(VENV) $(LATEST) $(PEERS) $(UPDATE) demo build *.egg-info .mypy_cache
+	rm -rf .venv .venv-* $(VENV) $(PEERS) $(UPDATE) demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

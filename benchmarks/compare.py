@@ -235,7 +235,8 @@ def compare(options):
     tasks = {name: TASKS[name] for name in options.tasks}
     config = json.loads((Path(options.ours[0].folder) / "config.json").read_text())
     prompts = np.random.default_rng(0).integers(0, config["vocab_size"], (8, 2048))
-    bandwidth, threads = [], options.threads or physical_cores()
+    bandwidth = []
+    threads = options.threads or physical_cores()
 
     def run(worker, task, count):
         time.sleep(0.1)  # the system before lets go of the cores: threads spin for a moment after a step
@@ -326,7 +327,8 @@ def show(report):
         if "same_tokens" in system:
             results.print(f"{system['name']}: {'the same tokens' if system['same_tokens'] else 'OTHER TOKENS'} as ours")
         if "share_of_floor" in system:
-            read, share = readable_bytes(system["bytes_per_token"]), system["share_of_floor"]
+            read = readable_bytes(system["bytes_per_token"])
+            share = system["share_of_floor"]
             results.print(f"{system['name']}: {read} a token, {share:.0%} of the floor, its prompt's time included")
     results.print(f"memory bandwidth {readable_bytes(report['bandwidth']['bytes_per_s'])}/s")
 

@@ -51,7 +51,8 @@ def parse():
 
 def compare(options):
     """Runs all systems in turn and returns the figures, for JSON."""
-    systems, config = [*options.ours, *options.peer], OnnxFolder.read(options.ours[0].folder).config
+    systems = [*options.ours, *options.peer]
+    config = OnnxFolder.read(options.ours[0].folder).config
     asked = {"requests": options.requests, "slots": options.slots, "rounds": options.rounds}
     settings = ServingSettings.within(config.n_ctx, **asked)
     workload = make_workload(settings.requests, config)
@@ -108,7 +109,8 @@ def _figures(system, ours, samples):
 
 def show(report):
     """Prints the table: each system's figures, and for a peer, how many times as good neo-tf is."""
-    work, settings = report["workload"], report["settings"]
+    work = report["workload"]
+    settings = report["settings"]
     results.print(
         f"{work['requests']} requests, all submitted at once: {work['prompt_tokens']:,} tokens of prompts, "
         f"{work['new_tokens']:,} new ones; {settings['slots']} slots of neo-tf, {settings['threads']} threads"

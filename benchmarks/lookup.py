@@ -1,9 +1,11 @@
-"""Prompt lookup against plain decoding, in turn: on a text that repeats itself, and on ones that do not.
+"""Compares the speed of prompt lookup with that of plain decoding, on texts that repeat themselves or do not.
 
     python benchmarks/lookup.py MODEL --precision int8 --threads 2
 
-The weights may be random: what makes a text repeat itself is a bias on its pairs of tokens. The others are drawn: one
-has no pair of tokens twice, and one, of few different tokens, has many that are followed by others: each guess fails.
+Both ways run in turn, on three texts. The first text repeats itself: a bias on its pairs of tokens makes it do so, and
+the weights may therefore be random. The other two texts are sampled. The second one has no pair of tokens twice, so
+nothing is guessed. The third one has few different tokens: its pairs come again, but other tokens follow, and so the
+guesses fail.
 """
 
 import argparse
@@ -20,13 +22,13 @@ from neo_tf.runtime.engine.engine import Engine
 from neo_tf.runtime.engine.request import Request
 from neo_tf.runtime.sampling.options import SamplingOptions
 
-_PASSAGE = 48  # tokens of what is repeated
-_FEW = 24  # different tokens of the text whose guesses fail
+_PASSAGE = 48  # the number of tokens in the passage that is repeated
+_FEW = 24  # the number of different tokens in the text whose guesses fail
 _SURE = 1000.0  # a bias that leaves no other token a chance
 
 
 def texts(n_vocab, seed=0):
-    """{name: (prompt, SamplingOptions)}."""
+    """Returns the prompts and options that make the texts: {name: (prompt, SamplingOptions)}."""
     passage = np.random.default_rng(seed).choice(n_vocab, _PASSAGE, replace=False).tolist()
     pairs = {(one, other): _SURE for one, other in zip(passage, [*passage[1:], passage[0]], strict=True)}
     few = {(token,): _SURE for token in passage[:_FEW]}
@@ -55,7 +57,8 @@ def measure(session, new_tokens, rounds, num_tokens, progress=no_progress):
     found = {}
     for _ in range(rounds):
         for name, (prompt, sampling) in texts(session.config.n_vocab).items():
-            seconds, tokens = [], []
+            seconds = []
+            tokens = []
             for lookup in (None, num_tokens):
                 request = Request(prompt, new_tokens, sampling=sampling, prompt_lookup_num_tokens=lookup)
                 began = time.perf_counter()

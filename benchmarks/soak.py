@@ -68,10 +68,12 @@ def soak(folder, count, seed=0, slots=8, report=print):
     Raises:
         TimeoutError: No request has ended for two minutes.
     """
-    engine, rng = Engine(Session(folder, slots=slots)), random.Random(seed)
+    engine = Engine(Session(folder, slots=slots))
+    rng = random.Random(seed)
     found = {"ended": 0, "cancelled": 0, "resident": []}
     with Service(engine) as service:
-        running, made = set(), 0
+        running = set()
+        made = 0
         while made < count or running:
             while made < count and len(running) < 3 * slots:
                 submission = service.submit(random_request(rng, engine.config))
@@ -84,7 +86,8 @@ def soak(folder, count, seed=0, slots=8, report=print):
                 raise TimeoutError(f"{len(running)} requests are stuck")
             for future in done:
                 found["ended"] += 1
-                found["cancelled"] += future.result().finish_reason == "cancelled"
+                if future.result().finish_reason == "cancelled":
+                    found["cancelled"] += 1
                 if found["ended"] % WARM == 0:
                     found["resident"].append((found["ended"], resident_bytes()))
                     report(f"{found['ended']} requests: {found['resident'][-1][1] / 1e6:.1f} MB resident")

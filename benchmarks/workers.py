@@ -1,6 +1,7 @@
-"""The systems that compare.py measures: one process each, which loads a model and answers one task at a time.
+"""The systems that compare.py measures.
 
-Run by the python of each system's own environment, so it imports nothing of neo-tf but in NeoTF.
+Each system runs this file in a process of its own, which loads a model and answers one task at a time. The process runs
+in the system's own environment, where neo-tf may be missing: only the class NeoTF imports it.
 """
 
 import functools
@@ -12,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 class NeoTF:
-    """neo-tf's engine."""
+    """Runs a model with neo-tf's engine."""
 
     packages = ("neo-tf", "onnxruntime-gpu", "onnxruntime")
 
@@ -23,41 +24,45 @@ class NeoTF:
 
         def load(slots):
             session = Session(folder, slots=slots, threads=threads or None, precision=precision)
-            # Every round has the same prompts: none must be known from the one before.
+            # Every round has the same prompts, and the prefix cache would know them from the round before.
             return Engine(session, prefix_cache_bytes=0)
 
-        # One text at a time has an engine of one slot, as `neo-tf generate` has.
-        self.request, self._load, self._batch = Request, functools.cache(load), batch
+        # A single text runs in an engine with one slot, like that of `neo-tf generate`.
+        self.request = Request
+        self._load = functools.cache(load)
+        self._batch = batch
         self._load(batch)
 
     def generate(self, prompts, count, first):
-        """Greedy continuations of prompts of one length, and the first token's time where it is asked for.
+        """Continues prompts of one length greedily, and measures the time to the first token if it is wanted.
 
         Args:
-            prompts: lists of token ids.
-            count: new tokens of each.
-            first: whether the time of the first token is wanted; of a single prompt alone.
+            prompts: Lists of token ids.
+            count: The number of new tokens of each prompt.
+            first: Whether the time to the first token is measured. There is a single prompt then.
 
         Returns:
-            ([tokens, ...], seconds until the first token, or None).
+            ([new token ids of each prompt], seconds to the first token or None).
         """
-        start, times = time.perf_counter(), []
+        start = time.perf_counter()
+        times = []
         clock = (lambda token: times.append(time.perf_counter() - start)) if first else None
         requests = [self.request(prompt, max_new_tokens=count, on_token=clock) for prompt in prompts]
         generations = self._load(1 if len(requests) == 1 else self._batch).generate(requests)
         return [generation.tokens for generation in generations], times[0] if times else None
 
     def serve(self, prompts, counts):
-        """Greedy continuations of prompts of any lengths, all submitted at once.
+        """Continues prompts of any lengths greedily. All are submitted at once.
 
         Args:
-            prompts: lists of token ids.
-            counts: new tokens of each.
+            prompts: Lists of token ids.
+            counts: The number of new tokens of each prompt.
 
         Returns:
-            A list for each prompt: the seconds from the submission of all to each of its new tokens.
+            For each prompt, a list of the seconds from the submission of all prompts to each of its new tokens.
         """
-        times, start = [[] for _ in prompts], time.perf_counter()
+        times = [[] for _ in prompts]
+        start = time.perf_counter()
         requests = [
             self.request(prompt, max_new_tokens=count, on_token=_clock(start, own))
             for prompt, count, own in zip(prompts, counts, times, strict=True)
@@ -71,7 +76,7 @@ def _clock(start, times):
 
 
 class Transformers:
-    """transformers on PyTorch, eager."""
+    """Runs a model with transformers on PyTorch, in eager mode."""
 
     packages = ("transformers", "torch")
 
@@ -85,7 +90,7 @@ class Transformers:
         self.model.generation_config.eos_token_id = None  # every continuation has its full length
 
     def load(self, folder, precision, threads):
-        """The model, with transformers' generate."""
+        """Returns the model, which has the method `generate` of transformers."""
         from transformers import AutoModelForCausalLM
 
         dtype = {"fp32": self.torch.float32, "bf16": self.torch.bfloat16}[precision]
@@ -93,20 +98,22 @@ class Transformers:
 
     def generate(self, prompts, count, first):
         """See NeoTF.generate."""
-        ids, streamer = self.torch.tensor(prompts), _Streamer() if first else None
+        ids = self.torch.tensor(prompts)
+        streamer = _Streamer() if first else None
         settings = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0, "streamer": streamer}
         with self.torch.inference_mode():
             out = self.model.generate(ids, attention_mask=self.torch.ones_like(ids), **settings)
-        return out[:, ids.shape[1] :].tolist(), streamer and streamer.times[1] - streamer.times[0]
+        first_s = streamer.times[1] - streamer.times[0] if streamer else None
+        return out[:, ids.shape[1] :].tolist(), first_s
 
 
 class Optimum(Transformers):
-    """Optimum's ORTModelForCausalLM."""
+    """Runs a model with Optimum's ORTModelForCausalLM."""
 
     packages = ("optimum", "optimum-onnx", "onnxruntime", "transformers", "torch")
 
     def load(self, folder, precision, threads):
-        """See Transformers.load; the precision is that of the export."""
+        """See Transformers.load. The folder was exported in the precision."""
         import onnxruntime
         from optimum.onnxruntime import ORTModelForCausalLM
 
@@ -117,7 +124,7 @@ class Optimum(Transformers):
 
 
 class OpenVINO:
-    """OpenVINO GenAI's LLMPipeline, with the backend that honours the local window."""
+    """Runs a model with OpenVINO GenAI's LLMPipeline, and the attention backend that keeps to the local window."""
 
     packages = ("openvino", "openvino-genai")
 
@@ -127,21 +134,25 @@ class OpenVINO:
         import openvino_genai
 
         settings = {"ATTENTION_BACKEND": "SDPA"}  # the default one computes local layers as global ones
-        # Left alone, it computes an fp32 model in bf16 where the CPU can, with an 8-bit cache; all others are at their
-        # fastest left alone.
+        # By default it computes an fp32 model in bf16 where the CPU can, with an 8-bit cache. For the other precisions
+        # the defaults are the fastest.
         if precision == "fp32":
             settings |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
         elif precision == "bf16":
             settings["INFERENCE_PRECISION_HINT"] = "bf16"
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
-        self.numpy, self.openvino, self.genai = numpy, openvino, openvino_genai
+        self.numpy = numpy
+        self.openvino = openvino
+        self.genai = openvino_genai
         self.pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", **settings)
 
     def generate(self, prompts, count, first):
-        """See NeoTF.generate. The first token's time is its own figure: a streamer would slow the others down."""
+        """See NeoTF.generate. OpenVINO itself measures the first token: a streamer would slow the other tokens down."""
         config = self.genai.GenerationConfig()
-        config.max_new_tokens, config.ignore_eos, config.do_sample = count, True, False
+        config.max_new_tokens = count
+        config.ignore_eos = True
+        config.do_sample = False
         ids = self.numpy.array(prompts, self.numpy.int64)
         inputs = self.genai.TokenizedInputs(self.openvino.Tensor(ids), self.openvino.Tensor(self.numpy.ones_like(ids)))
         out = self.pipeline.generate(inputs, config)
@@ -149,7 +160,10 @@ class OpenVINO:
 
 
 class OpenVINOPaged:
-    """OpenVINO GenAI's ContinuousBatchingPipeline. Its paged attention computes every layer as a global one."""
+    """Runs a model with OpenVINO GenAI's ContinuousBatchingPipeline.
+
+    Its paged attention computes every layer as a global one.
+    """
 
     packages = OpenVINO.packages
 
@@ -159,21 +173,30 @@ class OpenVINOPaged:
         import openvino_genai
 
         scheduler = openvino_genai.SchedulerConfig()
-        # Its fastest: prompts are cut into chunks and share their steps with all that run.
-        scheduler.dynamic_split_fuse, scheduler.max_num_batched_tokens, scheduler.max_num_seqs = True, 256, 256
-        scheduler.cache_size, scheduler.enable_prefix_caching = 4, False  # GB: more than 64 requests take
+        # These settings are its fastest: prompts are cut into chunks, which share the steps of the running requests.
+        scheduler.dynamic_split_fuse = True
+        scheduler.max_num_batched_tokens = 256
+        scheduler.max_num_seqs = 256
+        scheduler.cache_size = 4  # in GB; 64 requests need less
+        scheduler.enable_prefix_caching = False
         settings = {"INFERENCE_NUM_THREADS": threads} if threads else {}
         if precision == "fp32":  # see OpenVINO
             settings |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-        self.numpy, self.openvino, self.genai = numpy, openvino, openvino_genai
+        self.numpy = numpy
+        self.openvino = openvino
+        self.genai = openvino_genai
         self.pipeline = openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", settings)
 
     def serve(self, prompts, counts):
-        """See NeoTF.serve. A step's tokens come when it ends."""
-        handles, times, start = [], [[] for _ in prompts], time.perf_counter()
+        """See NeoTF.serve. The tokens of a step arrive when the step ends."""
+        handles = []
+        times = [[] for _ in prompts]
+        start = time.perf_counter()
         for number, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
             config = self.genai.GenerationConfig()
-            config.max_new_tokens, config.ignore_eos, config.do_sample = count, True, False
+            config.max_new_tokens = count
+            config.ignore_eos = True
+            config.do_sample = False
             ids = self.openvino.Tensor(self.numpy.array([prompt], self.numpy.int64))
             handles.append(self.pipeline.add_request(number, ids, config))
         while self.pipeline.has_non_finished_requests():
@@ -195,7 +218,7 @@ SYSTEMS = {
 
 
 class _Streamer:
-    """What transformers calls with the prompt, just before it begins, and then with each new token."""
+    """Notes when tokens arrive. transformers calls it with the prompt first, and then with each new token."""
 
     def __init__(self):
         self.times = []
@@ -205,16 +228,17 @@ class _Streamer:
         self.times.append(time.perf_counter())
 
     def end(self):
-        """Called once at the end."""
+        """Does nothing; transformers calls it after the last token."""
 
 
 def main(kind, folder, precision, threads, batch):
-    """Loads, then answers tasks on standard input.
+    """Loads a model, and then answers the tasks that come as lines of JSON on standard input.
 
-    {"prompts", "count", "first"} with {"seconds", "first", "tokens"}; {"prompts", "counts"} with {"times"}.
+    A task {"prompts", "count", "first"} is answered with {"seconds", "first", "tokens"}, and a task
+    {"prompts", "counts"} with {"times"}.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the libraries print is no answer
+    os.dup2(2, 1)  # what the libraries print goes to standard error
     system = SYSTEMS[kind](folder, precision, int(threads), int(batch))
     print(json.dumps({"versions": _versions(system.packages)}), file=answers, flush=True)
     for line in sys.stdin:

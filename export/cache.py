@@ -16,7 +16,10 @@ from .builder import Graph, Scope, typed
 if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig
 
-FLOAT, INT32, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL
+FLOAT = TensorProto.FLOAT
+INT32 = TensorProto.INT32
+INT64 = TensorProto.INT64
+BOOL = TensorProto.BOOL
 _Made = TypeVar("_Made")
 
 
@@ -79,7 +82,8 @@ class Cache:
         Zeros after every row's last 1 stand for memory that is not used yet: a runtime whose past and present are
         one buffer may pass the mask of its whole capacity. Rows may differ in length where a step is one token.
         """
-        scope, constant = self.graph.root["attention_mask"], self.graph.constant
+        scope = self.graph.root["attention_mask"]
+        constant = self.graph.constant
         op = scope.op
         step = op("Squeeze", op("Shape", "input_ids", start=1), name="step")
         columns = op("Squeeze", op("Shape", "attention_mask", start=1), name="columns")
@@ -130,7 +134,8 @@ class Cache:
     @property
     def rotary_tables(self) -> tuple[str, str]:
         """The cosines and sines of the positions' angles, [n_ctx, head / 2] each."""
-        config, dtype = self.config, self.graph.precision.dtype
+        config = self.config
+        dtype = self.graph.precision.dtype
         shape = (config.n_ctx, config.head_size // 2)
 
         def add(name: str, index: int) -> str:
@@ -201,7 +206,8 @@ class Cache:
         """float32 [batch, 1, 1, seq]: 1 where this step has a token, 0 where it is padded."""
 
         def build(scope: Scope) -> str:
-            op, constant = scope.op, self.graph.constant
+            op = scope.op
+            constant = self.graph.constant
             # A row's tokens end where the row does.
             ends = op("Unsqueeze", op("Add", op("Cast", self.seqlens_k, to=INT64), constant(1)), constant([1]))
             step = op("Cast", self._step_length(scope), to=INT64)
@@ -235,11 +241,13 @@ class Cache:
 
         It is float32 [batch, 1, seq, memory + total].
         """
-        window, memory = self.config.window(layer), self._memory(layer)
+        window = self.config.window(layer)
+        memory = self._memory(layer)
         return self._once(f"bias_{window}_{memory}", lambda scope: self._bias(scope, window, memory))
 
     def _bias(self, scope: Scope, window: int, memory: int) -> str:
-        op, constant = scope.op, self.graph.constant
+        op = scope.op
+        constant = self.graph.constant
         step = op("Cast", self._step_length(scope), to=INT64)
         total = op("Cast", self.total_sequence_length, to=INT64)
         key = op("Range", constant(0), total, constant(1), name="key")

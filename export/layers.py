@@ -101,8 +101,10 @@ def causal_linear_attention(
     Returns:
         [batch, seq, heads * head].
     """
-    op, constant = scope.op, scope.graph.constant
-    heads, head = config.n_head, config.head_size
+    op = scope.op
+    constant = scope.graph.constant
+    heads = config.n_head
+    head = config.head_size
     past, present = cache.names(layer)
 
     def split(t: str, perm: list[int], name: str) -> str:
@@ -115,7 +117,8 @@ def causal_linear_attention(
     if cache.mask:  # padded tokens add nothing to the sums
         k = op("Mul", k, cache.step_mask(), name="k_masked")
     v = split(v, [0, 2, 1, 3], "v")
-    sum_k, sum_kv = cache.sums(past[0], 1, scope), cache.sums(past[1], head, scope)
+    sum_k = cache.sums(past[0], 1, scope)
+    sum_kv = cache.sums(past[1], head, scope)
 
     # Inside the step: [batch, heads, seq, head] x [batch, heads, head, seq] -> [batch, heads, query, key], causal
     weights = op("Trilu", op("MatMul", q, k, name="weights"), upper=0)
@@ -176,8 +179,11 @@ def attention(
 
 def padded_attention(q: str, k: str, v: str, scope: Scope, layer: int, config: GPTNeoConfig, cache: Cache) -> str:
     """Like attention, with zeros after each head's features up to a size that GroupQueryAttention takes."""
-    op, constant = scope.op, scope.graph.constant
-    heads, head, padded = config.n_head, config.head_size, cache.head_size
+    op = scope.op
+    constant = scope.graph.constant
+    heads = config.n_head
+    head = config.head_size
+    padded = cache.head_size
 
     def pad(t: str) -> str:
         # [batch, seq, heads * head] -> [batch, seq, heads, padded] -> [batch, seq, heads * padded]
@@ -196,8 +202,10 @@ def masked_attention(q: str, k: str, v: str, scope: Scope, layer: int, config: G
 
     It is for graphs that may not have the fused operator, and for head sizes that the operator does not take.
     """
-    op, constant = scope.op, scope.graph.constant
-    heads, head = config.n_head, config.head_size
+    op = scope.op
+    constant = scope.graph.constant
+    heads = config.n_head
+    head = config.head_size
     past, present = cache.names(layer)
 
     def split(t: str) -> str:
@@ -227,7 +235,8 @@ def attn(x: str, scope: Scope, layer: int, config: GPTNeoConfig, cache: Cache) -
     Returns:
         [batch, seq, embd].
     """
-    kind, inner = config.attention_types[layer], scope["attention"]
+    kind = config.attention_types[layer]
+    inner = scope["attention"]
     remembers = kind == "global" and config.num_mem_kv > 0
     # [batch, seq, embd] -> [batch, seq, 3 * heads * head]
     qkv = matmul(x, scope, ["q", "k", "v"], "qkv")
@@ -298,7 +307,9 @@ def embed(input_ids: str, position_ids: str, scope: Scope, config: GPTNeoConfig)
 
 def look_up(input_ids: str, scope: Scope, config: GPTNeoConfig) -> str:
     """Looks up rows of the token embedding, which the head shares: int64 [batch, seq] -> [batch, seq, embd]."""
-    precision, inner, bits = scope.graph.precision, scope["wte"], scope.graph.precision.ends
+    precision = scope.graph.precision
+    inner = scope["wte"]
+    bits = precision.ends
     if bits is None or config.n_embd % precision.block_size(config.n_embd, bits):
         return inner.op("Gather", head_weight("wte", scope, config), input_ids)
     if precision.standard:
@@ -331,7 +342,9 @@ def unembed(h: str, scope: Scope, config: GPTNeoConfig) -> str:
     One stored embedding serves both ends. For the product on the CPU, ONNX Runtime packs a copy of it: the unpacked
     product (wte @ h^T) saves that memory, but reads at 0.7 of the speed for a single row.
     """
-    head, constant, precision = scope["head"], scope.graph.constant, scope.graph.precision
+    head = scope["head"]
+    constant = scope.graph.constant
+    precision = scope.graph.precision
     if config.no_weight_tie:
         logits = linear(h, scope["wte_final_linear"]["conv1d_main"]["linear_out"])
         return head.result(head.float32(logits), "logits")

@@ -98,7 +98,8 @@ def blocks(
             the number of outputs.
     """
     precision = scope.graph.precision
-    dtype, block = precision.dtype, precision.block_size(inputs, bits)
+    dtype = precision.dtype
+    block = precision.block_size(inputs, bits)
     stored = rows or outputs
     count = -(-inputs // block)
     shapes = (stored, count, block * bits // 8), (stored, count)
@@ -146,8 +147,10 @@ def dynamic_matmul(
         lambda *parts: quantise_columns(np.concatenate(parts, axis=1)),
         *names,
     )
-    op, constant = place.op, place.graph.constant
-    step, zero = constant(_STEP, np.float32), constant(128, np.uint8)
+    op = place.op
+    constant = place.graph.constant
+    step = constant(_STEP, np.float32)
+    zero = constant(128, np.uint8)
     largest = op("ReduceMax", op("Abs", x), constant([-1]), keepdims=1)
     rounded = op("QuantizeLinear", op("Div", x, largest), step, zero)
     product = op("MatMulIntegerToFloat", rounded, weight, step, scales, zero, domain=MICROSOFT)

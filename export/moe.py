@@ -29,9 +29,12 @@ def moe(x: str, scope: Scope, config: GPTNeoConfig) -> str:
     Returns:
         [batch, seq, embd].
     """
-    params, experts = config.moe_params, config.moe_params["moe_num_experts"]
-    op, constant = scope["moe"].op, scope.graph.constant
-    depth, values = constant([experts]), constant([0.0, 1.0], np.float32)
+    params = config.moe_params
+    experts = params["moe_num_experts"]
+    op = scope["moe"].op
+    constant = scope.graph.constant
+    depth = constant([experts])
+    values = constant([0.0, 1.0], np.float32)
 
     # The gates are computed in float32. [batch, seq, embd] x [embd, experts] -> [batch, seq, experts]
     gating = scope["top_2_gating"]

@@ -38,6 +38,7 @@ def export_onnx(
     calibrate: str | None = None,
     n_vocab: int | None = None,
     force: bool = False,
+    allow_nan: bool = False,
     progress: Progress | None = None,
     **opening: Unpack[OpenOptions],
 ) -> Checkpoint:
@@ -56,6 +57,8 @@ def export_onnx(
             least; by default each weight is rounded to the nearest.
         n_vocab: Trims a padded vocabulary to this number of tokens; by default all are kept.
         force: Whether to replace dst where it exists.
+        allow_nan: Whether weights that hold NaN or Inf are written in fp32, fp16 and bf16. By default they are refused
+            by name. Integers cannot hold them.
         progress: Called after each tensor with its share of the source's bytes and its name; the amounts add up to
             the checkpoint's nbytes.
         opening: tokenizer, config, revision and moe_policy; see open_checkpoint.
@@ -65,15 +68,18 @@ def export_onnx(
 
     Raises:
         CheckpointError, ConfigError, OutputError: See neo_tf.convert.
-        RequestError: The precision, the target or ops is unknown; the target or ops does not run the precision; or the
-            text to calibrate on is too short, or none of the precisions is rounded.
+        RequestError: The precision, the target or ops is unknown; the target or ops does not run the precision; the
+            text to calibrate on is too short, or none of the precisions is rounded; or NaN is allowed in one that is.
     """
     precisions = _precisions(precision, target, ops)
     if calibrate is not None and not any(precision.layers for precision in precisions.values()):
         raise RequestError(f"a text to calibrate on is for int8 and int4, not for {' and '.join(precisions)}")
-    checkpoint = src if isinstance(src, Checkpoint) else open_checkpoint(src, **opening)
+    if allow_nan and any(precision.layers or precision.ends for precision in precisions.values()):
+        raise RequestError(f"NaN and Inf are allowed in fp32, fp16 and bf16 alone, not in {' and '.join(precisions)}")
+    source = src if isinstance(src, Checkpoint) else open_checkpoint(src, **opening)
     if n_vocab is not None:
-        checkpoint = checkpoint.with_vocab(n_vocab)
+        source = source.with_vocab(n_vocab)
+    checkpoint = source if allow_nan else source.refusing_nan()
     calibration = None if calibrate is None else Calibration(checkpoint, calibrate)
     precisions = {name: replace(precision, calibration=calibration) for name, precision in precisions.items()}
     weights = WeightFile(DATA_FILE)
@@ -90,7 +96,7 @@ def export_onnx(
         with calibration.inside(folder, scaled) if calibration else contextlib.nullcontext():
             weights.write(folder / DATA_FILE, scaled)
         _write_configs(checkpoint, folder, precisions)
-    return checkpoint
+    return source
 
 
 def _precisions(names: str | Sequence[str], target: str | None, ops: str) -> dict[str, Precision]:
@@ -98,12 +104,14 @@ def _precisions(names: str | Sequence[str], target: str | None, ops: str) -> dic
     if ops not in OPS:
         raise RequestError(f"unknown ops {ops!r} (known: {', '.join(OPS)})")
     names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    if not names:
+        raise RequestError(f"no precision is given: name at least one of {', '.join(PRECISION_TARGETS)}")
     found = {name: precision_for(name, target) for name in names}
     if len({precision.target for precision in found.values()}) != 1:
         together = " and ".join(names)
-        common = set.intersection(*(set(PRECISION_TARGETS[name]) for name in names)) if names else set()
+        common = set.intersection(*(set(PRECISION_TARGETS[name]) for name in names))
         hint = f"name the target {min(common)}" if common else "no target runs them together"
-        raise RequestError(f"{together or 'no precision'}: a folder is for one target: {hint}")
+        raise RequestError(f"{together}: a folder is for one target: {hint}")
     if ops == "fused":
         return found
     if any(precision.target != "cpu" for precision in found.values()):

@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 if not os.path.isdir(os.path.join(__path__[0], "runtime")):
     __path__.append(os.path.dirname(__path__[0]))
 
+# ONNX Runtime's official builds send events of their use to Microsoft unless this is set before their import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 _HOMES = {
     "GPTNeo": "neo_tf.model",
     "GPTNeoConfig": "neo_tf.config",

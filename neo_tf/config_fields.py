@@ -104,7 +104,8 @@ class ConfigFields:
     def __post_init__(self) -> None:
         for name in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "local_attention_radius"):
             _require_positive_int(name, getattr(self, name))
-        if self.n_inner is None:
+        stated: Any = self.n_inner
+        if stated is None:
             self._set("n_inner", 4 * self.n_embd)
         _require_positive_int("n_inner", self.n_inner)
         if self.n_embd % self.n_head:

@@ -124,7 +124,17 @@ def write_original(config: ConfigFields) -> dict[str, Any]:
 
 # ---- Hugging Face's config.json
 
-_HUGGINGFACE_SIZES = ("vocab_size", "max_position_embeddings", "hidden_size", "num_heads", "num_layers")
+# The sizes, and transformers' defaults, which it gives to a config that leaves them out.
+_HUGGINGFACE_SIZES = {
+    "vocab_size": 50257,
+    "max_position_embeddings": 2048,
+    "hidden_size": 2048,
+    "num_heads": 16,
+    "num_layers": 24,
+}
+_HUGGINGFACE_EOS = 50256  # transformers' default
+# Other names that transformers takes for two keys; they have precedence there.
+_HUGGINGFACE_SYNONYMS = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 # Hugging Face's key -> the field. Where a key is missing or null, the field has its default.
 _FROM_HUGGINGFACE = {
     "vocab_size": "n_vocab",
@@ -161,6 +171,7 @@ _OTHER_HUGGINGFACE_KEYS = (
     "precisions",
     "target",
     "ops",
+    *_HUGGINGFACE_SYNONYMS,
 )
 # The key of ConfigFields.training that holds Hugging Face's other keys. They go back where they came from.
 HUGGINGFACE_KEYS = "huggingface"
@@ -172,11 +183,16 @@ _ACTIVATION_FROM_HUGGINGFACE = {
     "gelu_new": "gelu",
     "gelu_pytorch_tanh": "gelu",
     "gelu_fast": "gelu",
+    "gelu_python_tanh": "gelu",
+    "gelu_accurate": "gelu",
     "relu": "relu",
     "sigmoid": "sigmoid",
     "tanh": "tanh",
     "silu": "silu",
     "swish": "silu",
+    "mish": "mish",
+    "leaky_relu": "lrelu001",
+    "linear": "id",
 }
 _ACTIVATION_TO_HUGGINGFACE = {
     "gelu": "gelu_new",
@@ -184,6 +200,9 @@ _ACTIVATION_TO_HUGGINGFACE = {
     "sigmoid": "sigmoid",
     "tanh": "tanh",
     "silu": "silu",
+    "mish": "mish",
+    "lrelu001": "leaky_relu",
+    "id": "linear",
 }
 
 
@@ -198,9 +217,13 @@ def read_huggingface_config(params: Mapping[str, Any]) -> dict[str, Any]:
     """
     if params.get("model_type", "gpt_neo") != "gpt_neo":
         raise ConfigError(f"model_type is {params['model_type']!r}, not 'gpt_neo'")
-    _require_keys(params, _HUGGINGFACE_SIZES)
+    params = _with_defaults(params)
+    _require_keys(params, tuple(_HUGGINGFACE_SIZES))
     fields = {field: params[key] for key, field in _FROM_HUGGINGFACE.items() if params.get(key) is not None}
     fields |= {key: params[key] for key in ORIGINAL_ONLY_KEYS if key in params}
+    padding = fields.get("pad_token_id")
+    if isinstance(padding, int) and padding < 0:
+        del fields["pad_token_id"]  # -1 is how some say that there is none
     fields["attention_types"] = _read_attention_types(params)
     fields["activation_fn"] = _read_activation(params)
     fields["precision"] = _read_precision(params)
@@ -208,6 +231,22 @@ def read_huggingface_config(params: Mapping[str, Any]) -> dict[str, Any]:
     fields["untied_lm_head"] = params.get("tie_word_embeddings") is False
     fields["training"] = _read_training(params)
     return fields
+
+
+def _with_defaults(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The config under transformers' own names, with its defaults for the keys that are left out.
+
+    A config without model_type is not known to be transformers' own, and must have all sizes.
+    """
+    named = dict(params)
+    for synonym, key in _HUGGINGFACE_SYNONYMS.items():
+        if params.get(synonym) is not None:
+            named[key] = params[synonym]
+    if "model_type" not in params:
+        return named
+    if "attention_types" not in params and params.get("attention_layers") is None:
+        named["attention_types"] = [[["global", "local"], 12]]
+    return _HUGGINGFACE_SIZES | {"eos_token_id": _HUGGINGFACE_EOS} | named
 
 
 def _read_attention_types(params: Mapping[str, Any]) -> tuple[str, ...]:
@@ -242,7 +281,7 @@ def _read_precision(params: Mapping[str, Any]) -> str:
     """The stated type of the weights, as transformers writes it. The weights themselves have the last word."""
     stated = params.get("dtype") or params.get("torch_dtype") or "float32"
     name = str(stated).removeprefix("torch.")
-    return "float32" if name == "auto" else name
+    return "float32" if name in ("auto", "float64") else name
 
 
 def _read_eos_token_id(params: Mapping[str, Any]) -> Any:
@@ -351,7 +390,7 @@ def _require_keys(params: Mapping[str, Any], keys: tuple[str, ...]) -> None:
         raise ConfigError(f"missing {', '.join(missing)}")
 
 
-def _require_list(params: Mapping[str, Any], key: str) -> list:
+def _require_list(params: Mapping[str, Any], key: str) -> list[Any]:
     if not isinstance(params[key], list | tuple):
         raise ConfigError(f"{key} must be a list, not {params[key]!r}")
     return list(params[key])

@@ -111,7 +111,7 @@ def expand_attention_types(attention_types: Any) -> tuple[str, ...]:
         ) from None
 
 
-def collapse_attention_types(kinds: Sequence[str]) -> list[list]:
+def collapse_attention_types(kinds: Sequence[str]) -> list[list[Any]]:
     """Finds the shortest shorthand for the layers' attention types; the inverse of expand_attention_types."""
     kinds = list(kinds)
     for period in range(1, len(kinds) + 1):

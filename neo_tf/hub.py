@@ -9,7 +9,9 @@ from pathlib import Path
 from neo_tf.errors import CheckpointError, first_line
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
-_ALWAYS = ("*.json", "merges.txt", "*.jinja")
+# Configs and tokenizers. An adapter beside a whole model is merged into it, so it is always downloaded, too.
+_ALWAYS = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "adapter_model.safetensors", "adapter_model.bin")
+_SUBFOLDER = "additional_chat_templates/"  # the only one with files that are read
 # The kinds of weights in order of preference: the first kind that a model has is downloaded. A kind is a tuple of file
 # patterns; a model has the kind when one of its files fits the first or the second pattern.
 _WEIGHTS = (
@@ -17,6 +19,8 @@ _WEIGHTS = (
     ("pytorch_model.bin", "pytorch_model-*.bin"),
     ("model.ckpt-*", "model.ckpt-*", "checkpoint"),
     ("decoder.onnx", "decoder.onnx", "*.onnx", "model.onnx_data"),  # the other graphs, such as prefill.onnx, too
+    ("adapter_model.safetensors", "adapter_model.safetensors"),
+    ("adapter_model.bin", "adapter_model.bin"),
 )
 
 
@@ -87,7 +91,7 @@ def needed_files(names: Iterable[str]) -> list[str]:
     Raises:
         CheckpointError: None of the files holds weights that neo-tf reads.
     """
-    top = [name for name in names if "/" not in name]
+    top = [name for name in names if "/" not in name.removeprefix(_SUBFOLDER)]
     for patterns in _WEIGHTS:
         if any(fnmatch(name, patterns[0]) or fnmatch(name, patterns[1]) for name in top):
             return [name for name in top if any(fnmatch(name, pattern) for pattern in (*_ALWAYS, *patterns))]

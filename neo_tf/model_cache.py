@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import neo_tf
-from neo_tf.errors import CheckpointError, OutputError
+from neo_tf.errors import CheckpointError, OutputError, RequestError
 from neo_tf.hub import download, is_hub_id
-from neo_tf.onnx_folder import DECODER_FILE, FORMAT, OnnxFolder
+from neo_tf.onnx_folder import DECODER_FILE, FORMAT, OnnxFolder, can_decode
 from neo_tf.progress import Progress, no_progress
 
 # Makes a progress bar of a number of bytes: a context manager of the callback that moves it.
@@ -26,6 +26,7 @@ def resolve_model(
     make_progress: ProgressFactory | None = None,
     moe_policy: str | None = None,
     precision: str | None = None,
+    adapter: Path | str | None = None,
 ) -> Path:
     """Finds the ONNX folder that a MODEL means, and makes it where it is not there yet.
 
@@ -36,13 +37,15 @@ def resolve_model(
         make_progress: Makes the progress bar of an export. It is called only where a checkpoint is exported.
         precision: The precision that a checkpoint is exported in, fp32 by default. An ONNX folder is returned
             whatever its precisions are.
+        adapter: A LoRA adapter that is merged into a checkpoint; see neo_tf.open_checkpoint.
 
     Raises:
+        RequestError: An adapter is given for an ONNX folder.
         NeoTFError: Nothing usable is there; see open_checkpoint and export_onnx.
     """
     path = Path(model)
-    if (path / DECODER_FILE).is_file():
-        return path
+    if can_decode(path):
+        return _without_adapter(path, adapter)
     if OnnxFolder.find(path):  # without decoder.onnx, it can only be one for other runtimes
         raise CheckpointError(
             f"{path}: exported with --ops standard, for other runtimes; export it without that to generate here"
@@ -51,9 +54,15 @@ def resolve_model(
         if not is_hub_id(model):
             raise CheckpointError(f"{model}: no such folder, and no hub id such as EleutherAI/gpt-neo-125M")
         path = download(str(model), revision)
-        if (path / DECODER_FILE).is_file():
-            return path
-    return _exported(path, tokenizer, make_progress, moe_policy, precision or "fp32")
+        if can_decode(path):
+            return _without_adapter(path, adapter)
+    return _exported(path, tokenizer, make_progress, moe_policy, precision or "fp32", adapter)
+
+
+def _without_adapter(folder: Path, adapter: Path | str | None) -> Path:
+    if adapter is not None:
+        raise RequestError(f"{folder}: an ONNX folder, which no adapter can be merged into: export it with --adapter")
+    return folder
 
 
 def cache_folder() -> Path:
@@ -71,15 +80,20 @@ def _exported(
     make_progress: ProgressFactory | None,
     moe_policy: str | None,
     precision: str,
+    adapter: Path | str | None,
 ) -> Path:
     """The folder in the cache that a checkpoint is exported into, unless it is there already."""
-    folder = cache_folder() / f"{path.resolve().name}-{fingerprint(path, tokenizer, moe_policy, precision)}"
+    # Imported here: a machine that runs an exported folder needs neither these nor onnx.
+    from neo_tf.checkpoints.open import find_source, open_checkpoint
+
+    source = find_source(path, adapter=adapter)
+    of_adapter = fingerprint(source.adapter, None) if source.adapter else None
+    name = f"{path.resolve().name}-{fingerprint(source.path, tokenizer, moe_policy, precision, of_adapter)}"
+    folder = cache_folder() / name
     if not (folder / DECODER_FILE).is_file():
-        # Imported here: a machine that runs an exported folder never needs onnx.
-        from neo_tf.checkpoints import open_checkpoint
         from neo_tf.export.package import export_onnx
 
-        checkpoint = open_checkpoint(path, tokenizer, moe_policy=moe_policy)
+        checkpoint = open_checkpoint(source.path, tokenizer, moe_policy=moe_policy, adapter=source.adapter)
         if make_progress is None:
             bar: AbstractContextManager[Progress] = contextlib.nullcontext(no_progress)
         else:
@@ -94,20 +108,26 @@ def _exported(
 
 
 def fingerprint(
-    path: Path, tokenizer: Path | str | None, moe_policy: str | None = None, precision: str | None = None
+    path: Path,
+    tokenizer: Path | str | None,
+    moe_policy: str | None = None,
+    precision: str | None = None,
+    adapter: str | None = None,
 ) -> str:
     """A short hash of all that an export depends on.
 
     It changes with the names, sizes and times of the checkpoint's files and the tokenizer's, with the other arguments,
-    and with neo-tf's version and format.
+    and with neo-tf's version and format. `adapter` is the fingerprint of an adapter's own folder.
     """
     path = path.resolve()
     files = path.iterdir() if path.is_dir() else path.parent.glob("*")
     seen = [neo_tf.__version__, str(FORMAT), str(precision), str(path), str(tokenizer), str(moe_policy)]
+    if adapter:
+        seen.append(adapter)
     if tokenizer:
         seen.append(_stamp(Path(tokenizer)))
     seen += sorted(f"{file.name} {_stamp(file)}" for file in files if file.is_file())
-    return hashlib.sha256("\n".join(seen).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join(seen).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def _stamp(file: Path) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum, auto
 from pathlib import Path
+from typing import Any
 
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import ConfigError, RequestError
-from neo_tf.file_names import CONFIG_FILE
+from neo_tf.file_names import CONFIG_FILE, TOKENIZER_FILE
+from neo_tf.git_lfs import refuse_pointer
 from neo_tf.json_files import read_json
 
 FORMAT = 3  # changes whenever the runtime needs other graphs or files than before
@@ -17,6 +19,16 @@ DATA_FILE = "model.onnx_data"  # the weights of all graphs
 # The kinds of graph: one for every runtime, one for our runtime, and one that runs our runtime's prompts.
 MODEL, DECODER, PREFILL = "model", "decoder", "prefill"
 DECODER_FILE = f"{DECODER}.onnx"
+
+
+# The weights of a checkpoint, which are not part of an exported folder.
+_CHECKPOINT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.weights.h5",
+)
 
 
 class PrecisionName(StrEnum):
@@ -73,6 +85,22 @@ def graph_files(
     return files
 
 
+def can_decode(folder: Path) -> bool:
+    """Whether a folder is one that neo-tf exported and decodes with.
+
+    A decoder.onnx of another program beside a checkpoint does not make it one.
+    """
+    if not (folder / DECODER_FILE).is_file():
+        return False
+    if not any((folder / name).is_file() for name in _CHECKPOINT_FILES):
+        return True
+    try:
+        params = read_json(folder / CONFIG_FILE)
+    except ConfigError:
+        return True
+    return isinstance(params, dict) and "precisions" in params
+
+
 @dataclass(frozen=True)
 class OnnxFolder:
     """A folder that export_onnx wrote. Its config.json is read once, and this value is passed on.
@@ -97,6 +125,7 @@ class OnnxFolder:
 
         Raises:
             ConfigError: config.json cannot be read or used.
+            CheckpointError: A file is a Git LFS pointer.
         """
         if isinstance(folder, OnnxFolder):
             return folder
@@ -111,7 +140,7 @@ class OnnxFolder:
             ConfigError: see read.
         """
         folder = Path(path)
-        if (folder / DECODER_FILE).is_file():
+        if can_decode(folder):
             return cls.read(folder)
         if not (folder / f"{MODEL}.onnx").is_file() or not (folder / CONFIG_FILE).is_file():
             return None
@@ -120,7 +149,7 @@ class OnnxFolder:
         return cls._from_params(folder, params) if is_ours else None
 
     @classmethod
-    def _from_params(cls, folder: Path, params: dict) -> OnnxFolder:
+    def _from_params(cls, folder: Path, params: dict[str, Any]) -> OnnxFolder:
         path = folder / CONFIG_FILE
         try:
             config = GPTNeoConfig.from_dict(params)
@@ -133,6 +162,8 @@ class OnnxFolder:
         if target not in TARGETS:
             raise ConfigError(f"{path}: target must be {' or '.join(TARGETS)}, not {target!r}")
         ops = "standard" if params.get("ops") == "standard" else "fused"
+        for file in (*sorted(folder.glob("*.onnx")), folder / DATA_FILE, folder / TOKENIZER_FILE):
+            refuse_pointer(file)
         return cls(folder, config, tuple(precisions), target, ops)
 
     @property

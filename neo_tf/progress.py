@@ -19,4 +19,4 @@ class Progress(Protocol):
 
 
 def no_progress(amount: float, what: str = "") -> None:
-    """Is told and says nothing: where nobody watches."""
+    """Ignores the report: it is the default where nobody watches."""

@@ -34,6 +34,11 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 # The class that takes a tokenizer.json as it is. transformers 5 calls it TokenizersBackend.
 AS_IT_IS = "PreTrainedTokenizerFast"
 GPT2_CLASS = "GPT2Tokenizer"
+_GPT_NEOX_CLASS = "GPTNeoXTokenizer"
+_GPT_NEOX_PADDING = "<|padding|>"
+# Classes that rebuild the tokenizer from its vocabulary. Others' are taken as they stand in tokenizer.json, which is
+# what a class of transformers writes there.
+_LIKE_GPT2 = (GPT2_CLASS, "CodeGenTokenizer", _GPT_NEOX_CLASS)
 _GPT2_END_OF_TEXT = "<|endoftext|>"
 
 
@@ -123,7 +128,7 @@ def _load(files: Mapping[str, bytes]) -> TokenizerBackend:
     settings = _json_object(files, TOKENIZER_CONFIG_FILE)
     name = str(settings.get("tokenizer_class") or GPT2_CLASS).removesuffix("Fast")
     added = _merge_special_tokens(files, settings)
-    if name != GPT2_CLASS:
+    if name not in _LIKE_GPT2:
         if TOKENIZER_FILE not in files:
             raise CheckpointError(
                 f"its tokenizer is a {settings['tokenizer_class']} without {TOKENIZER_FILE}, which only transformers"
@@ -131,10 +136,10 @@ def _load(files: Mapping[str, bytes]) -> TokenizerBackend:
             )
         tokenizer = _from_text(files)
     else:
-        tokenizer = _gpt2(files, bool(settings.get("add_prefix_space")))
+        tokenizer = _gpt2(files, bool(settings.get("add_prefix_space")), is_neox=name == _GPT_NEOX_CLASS)
         for key in ("unk_token", "bos_token", "eos_token"):
             settings.setdefault(key, _GPT2_END_OF_TEXT)
-        settings.setdefault("pad_token", None)
+        settings.setdefault("pad_token", _GPT_NEOX_PADDING if name == _GPT_NEOX_CLASS else None)
     if tokenizer.padding is not None:
         settings.setdefault("pad_token", tokenizer.padding["pad_token"])
     tokenizer.no_truncation()
@@ -247,9 +252,12 @@ def _add_ends(tokenizer: Tokenizer, special: Mapping[str, str], settings: Mappin
     )
 
 
-def _gpt2(files: Mapping[str, bytes], prefix_space: bool) -> Tokenizer:
-    """GPT-2's kind of tokenizer, with the vocabulary of the files."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def _gpt2(files: Mapping[str, bytes], prefix_space: bool, is_neox: bool) -> Tokenizer:
+    """GPT-2's kind of tokenizer, with the vocabulary of the files.
+
+    That of GPT-NeoX normalises the text, and puts nothing around it, whatever tokenizer.json says.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     whole = None
     if TOKENIZER_FILE in files:
@@ -266,8 +274,10 @@ def _gpt2(files: Mapping[str, bytes], prefix_space: bool) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
+    if is_neox:
+        tokenizer.normalizer = normalizers.NFC()
     if whole is not None:
-        if whole.post_processor is not None:
+        if whole.post_processor is not None and not is_neox:
             tokenizer.post_processor = whole.post_processor
         if whole.padding is not None:
             tokenizer.enable_padding(**whole.padding)

@@ -91,8 +91,8 @@ def _attn(config: GPTNeoConfig, scope: str, kind: str) -> dict[str, Variable]:
 
 
 def _mlp(config: GPTNeoConfig, scope: str) -> dict[str, Variable]:
-    embd, inner = config.n_embd, config.n_inner
-    assert inner is not None  # the config has computed the default
+    embd = config.n_embd
+    inner = config.n_inner
     width = 2 * inner if config.mlp_glu else inner
     return {
         f"{scope}/conv1d_main/c_fc/kernel": _kernel(config, embd, width),

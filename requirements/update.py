@@ -50,14 +50,13 @@ def resolve(*arguments, before="", upgrade=True):
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "lock.txt"
         output.write_text(before, encoding="utf-8")
-        uv(
-            *("pip", "compile", *arguments, "--output-file", output, "--quiet"),
-            # One version for every Python: what was tested is what is installed. uv's own choice would be the newest
-            # for each.
-            *("--universal", "--python-version", PYTHONS[0], "--fork-strategy", "fewest"),
-            *("--generate-hashes", "--no-emit-index-url", "--no-header", "--annotation-style", "line"),
-            *(["--upgrade"] if upgrade else []),
-        )
+        # One version for every Python: what was tested is what is installed. uv's own choice would be the newest for
+        # each.
+        options = ["--universal", "--python-version", PYTHONS[0], "--fork-strategy", "fewest"]
+        options += ["--generate-hashes", "--no-emit-index-url", "--no-header", "--annotation-style", "line"]
+        if upgrade:
+            options.append("--upgrade")
+        uv("pip", "compile", *arguments, "--output-file", output, "--quiet", *options)
         text = output.read_text(encoding="utf-8")
     starts = re.split(r"^(?=[a-zA-Z0-9])", text, flags=re.MULTILINE)
     packages = {re.match(r"[\w.-]+", lines)[0]: lines for lines in starts if lines.strip()}
@@ -88,12 +87,10 @@ def check(name):
     built = [part for package in SOURCES for part in ("--no-binary", package)]
     for platform in PLATFORMS:
         for version in PYTHONS:
-            uv(
-                *("pip", "install", "--dry-run", "--quiet", "--target", "build/none", "--no-deps", "--require-hashes"),
-                *("--only-binary", ":all:", *built, "--python-platform", platform, "--python-version", version),
-                *("--requirements", FOLDER / f"{name}.txt"),
-                MACOSX_DEPLOYMENT_TARGET="14.0",  # torch's oldest
-            )
+            options = ["--dry-run", "--quiet", "--target", "build/none", "--no-deps", "--require-hashes"]
+            options += ["--only-binary", ":all:", *built, "--python-platform", platform, "--python-version", version]
+            options += ["--requirements", FOLDER / f"{name}.txt"]
+            uv("pip", "install", *options, MACOSX_DEPLOYMENT_TARGET="14.0")  # torch's oldest
 
 
 def lock_npm(upgrade):

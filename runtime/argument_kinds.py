@@ -70,7 +70,7 @@ class Whole(Kind):
     def words(self) -> str:
         """What a value must be."""
         limits = _limits(self.least, None, self.most, None)
-        return f"a whole number {limits}" if limits else "a whole number"
+        return f"a whole number, {limits}" if limits else "a whole number"
 
     def check(self, name: str, value: Any) -> None:
         """See Kind."""
@@ -99,7 +99,7 @@ class Number(Kind):
     @property
     def words(self) -> str:
         """What a value must be."""
-        return f"a number {self._limits}"
+        return "a finite number" if self._limits == "finite" else f"a number {self._limits}"
 
     @property
     def _limits(self) -> str:

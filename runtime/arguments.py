@@ -383,5 +383,5 @@ def _check_together(values: Mapping[str, Any]) -> None:
             raise RequestError(f"{row.name} needs {row.needs.words}: {row.needs.reason}")
         if not row.with_beams and "num_beams" in names:
             raise RequestError(
-                f"{row.name} with num_beams {values['num_beams']}: which beam returns shows only at the end"
+                f"{row.name} with num_beams {values['num_beams']}: the beam that returns is known only at the end"
             )

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -258,7 +258,7 @@ class TextGenerationPipeline:
             return text + new
         if not _is_chat(text):
             return self.tokenizer.stream(prompt).before + new
-        messages: list[Any] = list(text)
+        messages = [dict(message) for message in cast("Sequence[Mapping[str, Any]]", text)]
         if not _continues(messages, options):
             return [*messages, {"role": "assistant", "content": new}]
         last = {**messages[-1], "content": messages[-1]["content"] + new}

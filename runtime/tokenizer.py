@@ -92,6 +92,25 @@ class Tokenizer:
         tokenizer._set_up(files, source)
         return tokenizer
 
+    @classmethod
+    def from_object(cls, tokenizer: Any) -> Self:
+        """A tokenizer from one of transformers' tokenizers, with what was set on it, or from one of `tokenizers`.
+
+        Raises:
+            CheckpointError: It is neither, or it has no tokenizer.json.
+        """
+        name = type(tokenizer).__name__
+        if hasattr(tokenizer, "to_str"):
+            return cls.from_files(_as_it_is(tokenizer.to_str().encode()), name)
+        if not hasattr(tokenizer, "save_pretrained"):
+            raise CheckpointError(f"a tokenizer must be a path, or an object of transformers, not {name}")
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            files = read_tokenizer_files(Path(folder))
+        if not has_tokenizer(files):
+            raise CheckpointError(f"{name}: saves no tokenizer.json, which is needed here")
+        return cls.from_files(files, name)
+
     def _set_up(self, files: Mapping[str, bytes], source: Path | str) -> None:
         backend = load_tokenizer(files, source)
         self._tokenizer: tokenizers.Tokenizer = backend.tokenizer
@@ -403,16 +422,17 @@ def _files_at(path: Path) -> Mapping[str, bytes]:
     if path.is_dir():
         files: Mapping[str, bytes] = read_tokenizer_files(path)
     elif path.is_file():
-        # Without other files nothing can say that it is to be taken in another way than as it is.
-        files = {
-            TOKENIZER_FILE: path.read_bytes(),
-            TOKENIZER_CONFIG_FILE: f'{{"tokenizer_class": "{AS_IT_IS}"}}'.encode(),
-        }
+        files = _as_it_is(path.read_bytes())
     else:
         files = {}
     if not has_tokenizer(files):
         raise CheckpointError(f"{path}: no tokenizer here: name one with --tokenizer (tokenizer=), or prompt with ids")
     return files
+
+
+def _as_it_is(content: bytes) -> Mapping[str, bytes]:
+    """The files of a tokenizer.json alone. Nothing can say that it is to be taken in another way than as it is."""
+    return {TOKENIZER_FILE: content, TOKENIZER_CONFIG_FILE: f'{{"tokenizer_class": "{AS_IT_IS}"}}'.encode()}
 
 
 def _array(rows: list[list[int]]) -> Any:

@@ -18,12 +18,25 @@ GOLDEN = FIXTURES / "golden"
 TINY_PYTHON = FIXTURES / "tiny-python"
 # Written by the original code with global and local attention; the other golden checkpoints use options of its own.
 GLOBAL_LOCAL = (
-    *("tiny-global", "tiny-global-local", "tiny-local-radius", "vocab-padded"),
-    *("microbatch-fp32", "act-relu"),
+    "tiny-global",
+    "tiny-global-local",
+    "tiny-local-radius",
+    "vocab-padded",
+    "microbatch-fp32",
+    "act-relu",
 )
 # The checkpoints that use the original's other options.
 OPTIONS = (
-    *("attn-mix", "axial", "macaron", "mem-kv", "mlp-glu", "moe", "no-weight-tie", "rezero", "rotary", "scalenorm"),
+    "attn-mix",
+    "axial",
+    "macaron",
+    "mem-kv",
+    "mlp-glu",
+    "moe",
+    "no-weight-tie",
+    "rezero",
+    "rotary",
+    "scalenorm",
     "share-parameters",
 )
 GOLDEN_NAMES = (*GLOBAL_LOCAL, *OPTIONS)
@@ -70,7 +83,8 @@ class Reference:
 
 
 def _split(prompt, output, padding):
-    start, end = int((prompt != padding).sum()), int((output != padding).sum())
+    start = int((prompt != padding).sum())
+    end = int((output != padding).sum())
     return output[:start].tolist(), output[start:end].tolist()
 
 
@@ -103,10 +117,12 @@ def demo_folder(exported):
 @pytest.fixture(scope="session")
 def judge(tmp_path_factory):
     """A function from a model's name to transformers' GPTNeoForCausalLM of it."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
     from sampling_helpers import MODELS
 
-    loaded, threads = {}, torch.get_num_threads()
+    loaded = {}
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # models this small are slower with more
 
     def load(name):
@@ -122,15 +138,16 @@ def judge(tmp_path_factory):
 
 
 def sums_differ_by(values, additions):
-    """How far two float32 computations of the same numbers may lie apart that add in another order.
+    """How far two float32 computations of one sum may lie apart if they add its terms in another order.
 
-    The order belongs to the processor: to the width of its vectors, and to the kernel that its libraries choose for a
-    shape. An addition rounds by at most half of float32's epsilon, 2 ** -23, times what it adds up to; so a sum of
-    some additions is off by no more than so many times that, and two of them lie apart by no more than twice as much.
+    It is a bound for one sum. For logits it is used as an estimate: they are sums of values that the layers before
+    have rounded already. The order depends on the processor: on the width of its vectors, and on the kernel that its
+    libraries choose for a shape. An addition rounds by at most half of float32's epsilon, 2 ** -23, times its result.
+    So the error of a sum is at most the number of additions times that, and two sums differ by at most twice as much.
 
     Args:
-        values: the numbers, an array; the largest one is taken for what the additions add up to.
-        additions: how many terms the last sum of each number has.
+        values: The sums, an array. Its largest value stands for the results of all additions.
+        additions: The number of terms in each sum.
     """
     return additions * 2.0**-23 * float(np.abs(values).max())
 

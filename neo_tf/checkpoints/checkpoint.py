@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,14 @@ import numpy as np
 from neo_tf.checkpoints.dtypes import DTYPES, dtype_name
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError, ConfigError
+from neo_tf.notes import note
 from neo_tf.tokenizer_backend import has_tokenizer, load_tokenizer
 from neo_tf.variables import ROOT, model_variables
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+_BLOCK = 1 << 22  # the numbers of a tensor that are looked at together
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class LazyTensor:
     def nbytes(self) -> int:
         """The number of bytes that the tensor takes once it is read."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def transposed(self) -> "LazyTensor":
+        """The transposed tensor."""
+        return LazyTensor(self.shape[::-1], self.dtype, lambda: np.ascontiguousarray(self.read().T))
 
 
 def _nothing_else_to_verify() -> None:
@@ -85,6 +92,14 @@ class Checkpoint:
         """The tokenizer as transformers makes it of the files; None where the checkpoint has none."""
         return load_tokenizer(self.files, self.path).tokenizer if has_tokenizer(self.files) else None
 
+    def refusing_nan(self) -> "Checkpoint":
+        """The same checkpoint, whose tensors raise a CheckpointError when they are read and hold NaN or Inf."""
+        checked = {
+            name: replace(tensor, read=partial(_read_finite, self.path, name, tensor))
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=checked)
+
     @property
     def nbytes(self) -> int:
         """The number of bytes of all tensors together."""
@@ -109,6 +124,11 @@ class Checkpoint:
             used = self.tokenizer.get_vocab_size()
             if used > n_vocab:
                 raise ConfigError(f"cannot trim the vocabulary to {n_vocab}: the tokenizer uses {used} ids")
+        eos = self.config.huggingface_keys.get("eos_token_id")
+        named = [self.config.bos_token_id, *(eos if isinstance(eos, list) else [])]
+        lost = [token for token in named if isinstance(token, int) and n_vocab <= token < self.config.n_vocab]
+        if lost:
+            raise ConfigError(f"cannot trim the vocabulary to {n_vocab}: the config uses the id {lost[0]}")
         config = self.config.replace(n_vocab=n_vocab)
         trimmed = {
             name: _trim(self.tensors[name], variable.shape)
@@ -122,6 +142,48 @@ def _trim(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
     """The leading part of a tensor, in the given shape."""
     corner = tuple(slice(size) for size in shape)
     return LazyTensor(shape, tensor.dtype, lambda: tensor.read()[corner].copy())
+
+
+def _read_finite(path: Path, name: str, tensor: LazyTensor) -> np.ndarray:
+    """Reads a tensor whose numbers must all be finite."""
+    value = tensor.read()
+    nan = 0
+    infinite = 0
+    flat = value.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        if not np.isfinite(block).all():
+            nan += int(np.isnan(block).sum())
+            infinite += int(np.isinf(block).sum())
+    if nan or infinite:
+        found = " and ".join(f"{count:,} {kind}" for count, kind in ((nan, "NaN"), (infinite, "Inf")) if count)
+        raise CheckpointError(
+            f"{path}: {name} holds {found} among {value.size:,} numbers: the weights are damaged "
+            "(--allow-nan takes them as they are)"
+        )
+    return value
+
+
+def narrowed(path: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The tensors, those of float64 as float32, which is the widest type here. A note says so."""
+    wide = [name for name, tensor in tensors.items() if tensor.dtype == np.float64]
+    if wide:
+        note(f"{path}: {len(wide)} tensors in float64 are rounded to float32")
+    narrow = {
+        name: replace(tensors[name], dtype=DTYPES["float32"], read=partial(_read_narrowed, path, name, tensors[name]))
+        for name in wide
+    }
+    return {**tensors, **narrow}
+
+
+def _read_narrowed(path: Path, name: str, tensor: LazyTensor) -> np.ndarray:
+    value = tensor.read()
+    with np.errstate(over="ignore"):
+        rounded = value.astype(np.float32)
+    lost = np.isinf(rounded) & np.isfinite(value)
+    if lost.any():
+        raise CheckpointError(f"{path}: {name} holds {np.abs(value[lost]).max():g}, which is too large for float32")
+    return rounded
 
 
 def check_tensors(path: Path | str, config: GPTNeoConfig, tensors: Mapping[str, LazyTensor]) -> None:

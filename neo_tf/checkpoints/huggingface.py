@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor
+from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor, narrowed
 from neo_tf.checkpoints.dtypes import DTYPES, dtype_name
 from neo_tf.checkpoints.model_files import read_files, write_files
 from neo_tf.checkpoints.safetensors_file import read_safetensors, write_safetensors
+from neo_tf.checkpoints.state_dict import is_beside_the_model, is_buffer, refuse_unmerged, without_wrappers
 from neo_tf.checkpoints.torch_pickle import read_torch_file
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError
 from neo_tf.file_names import CONFIG_FILE
 from neo_tf.json_files import read_json, write_json
+from neo_tf.notes import note
 from neo_tf.progress import Progress
 from neo_tf.variables import ROOT
 
@@ -51,8 +53,6 @@ _FROM_LAYER_NAMES = {theirs: (ours, transposed) for ours, (theirs, transposed) i
 _FROM_TOP_NAMES = {theirs: (ours, transposed) for ours, (theirs, transposed) in _TOP_NAMES.items()}
 _LM_HEAD = f"{ROOT}/lm_head"
 _WTE = f"{ROOT}/wte"
-# Causal masks that older transformers versions saved with the weights.
-_BUFFER = re.compile(r"\.attn\.attention\.(bias|masked_bias)$")
 
 
 def to_huggingface_name(name: str) -> tuple[str, bool]:
@@ -92,7 +92,7 @@ def read_huggingface(
     """Opens a folder that transformers saved. Safetensors are preferred to pytorch_model.bin.
 
     An lm_head that equals the token embedding is tied to it; one that differs is a head of its own, as in
-    transformers.
+    transformers. Prefixes of wrappers are taken off the names; heads beside the language model's are left out.
 
     Args:
         path: The folder.
@@ -107,12 +107,8 @@ def read_huggingface(
     folder = Path(path)
     params = GPTNeoConfig.from_file(config or folder / CONFIG_FILE)
     tensors = _read_tensors(folder)
-    tied = not params.untied_lm_head
-    if _LM_HEAD in tensors and _WTE in tensors:
-        tied = np.array_equal(tensors[_LM_HEAD].read(), tensors[_WTE].read())
-    if tied:
-        tensors.pop(_LM_HEAD, None)
-    params = params.replace(precision=_precision(tensors, params.precision), untied_lm_head=not tied)
+    untied = _resolve_head(tensors, params.untied_lm_head)
+    params = params.replace(precision=_precision(tensors, params.precision), untied_lm_head=untied)
     return Checkpoint(folder, "huggingface", params, tensors, read_files("huggingface", folder, params, tokenizer))
 
 
@@ -147,14 +143,50 @@ def write_huggingface(checkpoint: Checkpoint, folder: Path, progress: Progress) 
 
 def _read_tensors(folder: Path) -> dict[str, LazyTensor]:
     """The tensors of all weight files, under canonical names and in the original's orientation."""
-    tensors = {}
+    stored: dict[str, LazyTensor] = {}
     for file in _weight_files(folder):
-        found = read_torch_file(file) if file.suffix == ".bin" else read_safetensors(file)
-        for name, tensor in found.items():
-            if not _BUFFER.search(name):
-                ours, transposed = from_huggingface_name(name)
-                tensors[ours] = _transpose(tensor) if transposed else tensor
-    return tensors
+        stored |= read_torch_file(file) if file.suffix == ".bin" else read_safetensors(file)
+    names = without_wrappers(stored)
+    refuse_unmerged(folder, names.values())
+    tensors: dict[str, LazyTensor] = {}
+    left_out = []
+    for stored_name, name in names.items():
+        if is_buffer(name):
+            continue
+        if is_beside_the_model(name):
+            left_out.append(stored_name)
+            continue
+        ours, transposed = from_huggingface_name(name)
+        tensor = stored[stored_name].transposed() if transposed else stored[stored_name]
+        if ours in tensors and not is_equal(tensors[ours], tensor):
+            raise CheckpointError(f"{folder}: holds {name} twice, with different values")
+        tensors[ours] = tensor
+    if left_out:
+        note(f"{folder}: left out what is not the language model's: {', '.join(left_out)}")
+    return narrowed(folder, tensors)
+
+
+def is_equal(first: LazyTensor, second: LazyTensor) -> bool:
+    """Whether two tensors have the same shape and the same numbers."""
+    return first.shape == second.shape and np.array_equal(first.read(), second.read())
+
+
+def _resolve_head(tensors: dict[str, LazyTensor], stated_untied: bool) -> bool:
+    """Whether the model has an output embedding of its own; one that is tied is removed from the tensors.
+
+    Tied tensors may be stored under either name. As in transformers, two that differ are not tied, whatever the config
+    says.
+    """
+    if _LM_HEAD not in tensors:
+        return stated_untied
+    if _WTE in tensors:
+        if not is_equal(tensors[_LM_HEAD], tensors[_WTE]):
+            return True
+        del tensors[_LM_HEAD]
+        return False
+    if not stated_untied:
+        tensors[_WTE] = tensors.pop(_LM_HEAD)
+    return stated_untied
 
 
 def _shards(tensors: Mapping[str, LazyTensor]) -> list[dict[str, LazyTensor]]:
@@ -165,7 +197,7 @@ def _shards(tensors: Mapping[str, LazyTensor]) -> list[dict[str, LazyTensor]]:
         if shards[-1] and size + tensor.nbytes > _SHARD_BYTES:
             shards.append({})
         theirs, transposed = to_huggingface_name(name)
-        shards[-1][theirs] = _transpose(tensor) if transposed else tensor
+        shards[-1][theirs] = tensor.transposed() if transposed else tensor
     return shards
 
 
@@ -189,10 +221,6 @@ def _weight_files(folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: shard {name} is missing")
     return [folder / name for name in names]
-
-
-def _transpose(tensor: LazyTensor) -> LazyTensor:
-    return LazyTensor(tensor.shape[::-1], tensor.dtype, lambda: np.ascontiguousarray(tensor.read().T))
 
 
 def _precision(tensors: Mapping[str, LazyTensor], stated: str) -> str:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor
+from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor, narrowed
 from neo_tf.checkpoints.dtypes import DTYPES
 from neo_tf.checkpoints.model_files import read_files, write_files
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError, MissingExtraError, first_line
 from neo_tf.file_names import CONFIG_FILE
+from neo_tf.git_lfs import refuse_pointer
 from neo_tf.json_files import write_json
 from neo_tf.progress import Progress
 from neo_tf.variables import canonical_name, storage_name
@@ -57,7 +58,9 @@ def read_keras(path: Path | str, tokenizer: Path | str | None = None, config: Pa
             if _GROUP in store:
                 store[_GROUP].visititems(visit)
     except _READ_ERRORS as error:
+        refuse_pointer(file)
         raise CheckpointError(f"{file}: cannot be read: {first_line(error)}") from None
+    tensors = narrowed(folder, tensors)
     return Checkpoint(folder, "keras", params, tensors, read_files("keras", folder, params, tokenizer))
 
 

@@ -1,6 +1,10 @@
 """The original's checkpoints: `model.ckpt-N.index` and its data shards, as mesh_tensorflow's saver writes them."""
 
+import atexit
+import glob
 import re
+import shutil
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from neo_tf.checkpoints.tokenizer_files import read_dataset_config, with_token_i
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError, ConfigError, first_line
 from neo_tf.file_names import CONFIG_FILE, TOKENIZER_FILE
+from neo_tf.git_lfs import refuse_pointer
 from neo_tf.json_files import read_json, write_json
 from neo_tf.keras_backend import import_tensorflow
 from neo_tf.progress import Progress
@@ -75,6 +80,11 @@ def find_prefix(path: Path | str) -> Path | None:
             return path / Path(found[1]).name
     indices = [(_step(found.stem), found) for found in path.glob("*.index")]
     return max(indices)[1].with_suffix("") if indices else None
+
+
+def has_shards(prefix: Path) -> bool:
+    """Whether data shards lie beside the index of a checkpoint."""
+    return len(_files_of(prefix)) > 1
 
 
 def read_mesh_tf(
@@ -145,6 +155,8 @@ def write_mesh_tf(checkpoint: Checkpoint, folder: Path, progress: Progress) -> N
         OSError: A file cannot be written.
     """
     tf = import_tensorflow()
+    if not _is_utf8(folder):
+        raise OSError(0, "TensorFlow writes only where the path is UTF-8", str(folder))
     _write_configs(checkpoint, folder)  # first, because it refuses what the original has no key for
     dtype = _master_dtype(checkpoint)
     step = int(checkpoint.config.training.get(GLOBAL_STEP, 0))
@@ -281,10 +293,40 @@ def _check_shards(prefix: Path) -> None:
 
 def _open(prefix: Path) -> Any:
     tf = import_tensorflow()
+    for file in _files_of(prefix):
+        refuse_pointer(file)
     try:
-        return tf.train.load_checkpoint(str(prefix))
+        return tf.train.load_checkpoint(str(_readable(prefix)))
     except (tf.errors.OpError, *_READ_ERRORS) as error:
         raise CheckpointError(f"{prefix}.index: cannot be read: {_reason(error)}") from None
+
+
+def _files_of(prefix: Path) -> list[Path]:
+    """The index and the data shards of a checkpoint."""
+    name = glob.escape(prefix.name)
+    return [prefix.with_name(f"{prefix.name}.index"), *sorted(prefix.parent.glob(f"{name}.data-*"))]
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _readable(prefix: Path) -> Path:
+    """The prefix, or one through links to its files where TensorFlow cannot take its path.
+
+    TensorFlow takes brackets for a pattern, and wants UTF-8.
+    """
+    if not set("[\\") & set(str(prefix)) and _is_utf8(prefix):
+        return prefix
+    folder = Path(tempfile.mkdtemp(prefix="neo-tf-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the reader opens the shards when it needs them
+    for file in _files_of(prefix):
+        (folder / f"model.ckpt{file.name.removeprefix(prefix.name)}").symlink_to(file.absolute())
+    return folder / "model.ckpt"
 
 
 def _read(reader: Any, prefix: Path, name: str) -> np.ndarray:

@@ -12,9 +12,15 @@ import numpy as np
 from neo_tf.checkpoints.checkpoint import LazyTensor
 from neo_tf.checkpoints.dtypes import DTYPES, dtype_name
 from neo_tf.errors import CheckpointError
+from neo_tf.git_lfs import refuse_pointer
 from neo_tf.progress import Progress
 
-_DTYPES = {"F32": DTYPES["float32"], "F16": DTYPES["float16"], "BF16": DTYPES["bfloat16"]}
+_DTYPES = {
+    "F32": DTYPES["float32"],
+    "F16": DTYPES["float16"],
+    "BF16": DTYPES["bfloat16"],
+    "F64": np.dtype(np.float64),
+}
 _FORMAT_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _UNKNOWN_DTYPE = np.dtype(np.void)
 
@@ -22,7 +28,7 @@ _UNKNOWN_DTYPE = np.dtype(np.void)
 def read_safetensors(file: Path) -> dict[str, LazyTensor]:
     """The tensors of a file, by the names that they have there.
 
-    A tensor of a type that is not in DTYPES gets the type void, which a Checkpoint refuses.
+    A tensor of a type that is neither in DTYPES nor float64 gets the type void, which a Checkpoint refuses.
 
     Raises:
         CheckpointError: The file is missing, cut short or damaged.
@@ -81,4 +87,5 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="numpy")
     except (SafetensorError, OSError) as error:
+        refuse_pointer(file)
         raise CheckpointError(f"{file}: not a whole safetensors file: {error}") from None

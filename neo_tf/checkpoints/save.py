@@ -40,6 +40,7 @@ def convert(
     *,
     n_vocab: int | None = None,
     force: bool = False,
+    allow_nan: bool = False,
     progress: Progress | None = None,
     **opening: Unpack[OpenOptions],
 ) -> Checkpoint:
@@ -51,6 +52,7 @@ def convert(
         to: The format: "keras", "huggingface" or "mesh-tf".
         n_vocab: The number of rows that a padded vocabulary is trimmed to. By default it is not trimmed.
         force: Whether dst is replaced where it exists.
+        allow_nan: Whether tensors that hold NaN or Inf are written like others. By default they are refused by name.
         progress: Called as progress(bytes, name) after each tensor. The bytes add up to those of the checkpoint.
         **opening: tokenizer, config, revision and moe_policy, as in open_checkpoint.
 
@@ -58,7 +60,7 @@ def convert(
         The source as a Checkpoint.
 
     Raises:
-        CheckpointError, ConfigError: See open_checkpoint and Checkpoint.with_vocab.
+        CheckpointError, ConfigError: See open_checkpoint and Checkpoint.with_vocab. Or a tensor holds NaN or Inf.
         OutputError: dst exists and is not empty, or it cannot be written.
         RequestError: The format is unknown.
 
@@ -69,7 +71,7 @@ def convert(
     checkpoint = open_checkpoint(src, **opening)
     if n_vocab is not None:
         checkpoint = checkpoint.with_vocab(n_vocab)
-    save_checkpoint(checkpoint, dst, to, force=force, progress=progress)
+    save_checkpoint(checkpoint, dst, to, force=force, allow_nan=allow_nan, progress=progress)
     return checkpoint
 
 
@@ -79,10 +81,13 @@ def save_checkpoint(
     to: str,
     *,
     force: bool = False,
+    allow_nan: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Writes a Checkpoint as a folder of the format `to`. For the arguments and errors see convert."""
     check_format(to)
+    if not allow_nan:
+        checkpoint = checkpoint.refusing_nan()
     with new_folder(dst, force=force, needs=checkpoint.nbytes, source=checkpoint.path) as folder:
         checkpoint.verify()
         WRITERS[to](checkpoint, folder, progress or no_progress)

@@ -15,6 +15,7 @@ import numpy as np
 from neo_tf.checkpoints.checkpoint import LazyTensor
 from neo_tf.checkpoints.dtypes import DTYPES
 from neo_tf.errors import CheckpointError
+from neo_tf.git_lfs import WHAT_IT_IS, is_pointer
 
 _STORAGES = {
     "FloatStorage": DTYPES["float32"],
@@ -173,6 +174,8 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
         return "no such file"
     with open(path, "rb") as file:
         start = file.read(2)
+    if is_pointer(path):
+        return WHAT_IT_IS
     if start == b"PK":
         return f"the file is cut short or damaged: {error}"
     if start[:1] == b"\x80":

@@ -8,6 +8,7 @@ import typer
 
 import neo_tf
 from neo_tf.cli.benchmark import benchmark
+from neo_tf.cli.console import never_fail_to_encode
 from neo_tf.cli.convert import convert
 from neo_tf.cli.export import export
 from neo_tf.cli.generate import generate
@@ -40,6 +41,7 @@ def main() -> NoReturn:
 
     The exit status is 1 where neo-tf refuses something, which is one line on standard error, and 2 for wrong usage.
     """
+    never_fail_to_encode()
     # SIGTERM ends the command like Ctrl-C does: what is half written is removed on the way out.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
@@ -48,7 +50,7 @@ def main() -> NoReturn:
         _fail(error)
     except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(130) from None
-    except BrokenPipeError:  # the reader of a pipe went away, which is its right
+    except BrokenPipeError:  # the reader of the pipe has closed it
         sys.stderr.close()
         raise SystemExit(1) from None
     except OSError as error:

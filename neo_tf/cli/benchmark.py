@@ -123,9 +123,9 @@ def benchmark(
     speed = {
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
-        "prefills": _lengths("prefills", prefills),
-        "contexts": _lengths("contexts", contexts),
-        "batches": _lengths("batches", batches),
+        "prefills": _lengths("--prefills", prefills),
+        "contexts": _lengths("--contexts", contexts),
+        "batches": _lengths("--batches", batches),
     }
     _check_together(speed, requests, slots)
     common = {"rounds": rounds, "device": device, "threads": threads, "precision": precision}
@@ -140,19 +140,20 @@ def benchmark(
     print_figures(figures)
 
 
-def _lengths(name: str, text: str | None) -> list[int] | None:
-    return None if text is None else whole_numbers(name, text)
+def _lengths(option: str, text: str | None) -> list[int] | None:
+    return None if text is None else whole_numbers(option, text)
 
 
 def _check_together(speed: dict[str, Any], requests: int | None, slots: int | None) -> None:
     """Refuses options of the one measurement that are given with the other."""
     if requests is None:
         if slots is not None:
-            raise RequestError("slots needs requests: it says how many of them run at a time")
+            raise RequestError("--slots needs --requests: it is the number of requests that run at the same time")
         return
     for name, value in speed.items():
         if value is not None:
-            raise RequestError(f"{name} and requests are measured apart: give one of them")
+            option = f"--{name.replace('_', '-')}"
+            raise RequestError(f"{option} and --requests are measured apart: give one of them")
 
 
 def _measure_speed(folder: OnnxFolder, options: dict[str, Any]) -> dict[str, Any]:

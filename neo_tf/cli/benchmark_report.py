@@ -75,7 +75,8 @@ def print_figures(figures: dict[str, Any]) -> None:
 
 def _print_speed(figures: dict[str, Any]) -> None:
     table = summary_table("speed", "time", "tokens/s", "measured")
-    decode, fresh = figures["decode"], figures["fresh_process"]
+    decode = figures["decode"]
+    fresh = figures["fresh_process"]
     table.add_row("first token, fresh process", f"{fresh['first_token_s']:.2f} s", "", "imports and loading too")
     for name in ("imports", "load", "generate"):
         table.add_row(f"  {name}", f"{fresh[f'{name}_s']:.2f} s")
@@ -93,22 +94,27 @@ def _print_speed(figures: dict[str, Any]) -> None:
 
 
 def _print_memory(figures: dict[str, Any]) -> None:
-    model, fresh = figures["model"], figures["fresh_process"]
+    model = figures["model"]
+    fresh = figures["fresh_process"]
     table = summary_table("memory", "", "")
     table.add_row("weights file", readable_bytes(model["weights_bytes"]))
     table.add_row("KV cache", readable_bytes(model["cache_bytes_per_sequence"]), "a sequence")
     table.add_row("peak of a process", _bytes(fresh["peak_memory_bytes"]), "one sequence, the fresh process")
     table.add_row("weights read for a token", _bytes(model["bytes_per_token"]))
-    speed, floor = figures["bandwidth"]["bytes_per_s"], figures["floor"]
+    speed = figures["bandwidth"]["bytes_per_s"]
+    floor = figures["floor"]
     bandwidth = f"{readable_bytes(speed)}/s" if speed else "not known"
     table.add_row("memory bandwidth", bandwidth, "read by as many threads")
     if floor["share"]:
-        table.add_row("share of it reached", f"{floor['share']:.0%}", f"the floor is {floor['ms_per_token']:.2f} ms")
+        table.add_row(
+            "share of the bandwidth in use", f"{floor['share']:.0%}", f"the floor is {floor['ms_per_token']:.2f} ms"
+        )
     results.print(table)
 
 
 def _print_serving(figures: dict[str, Any]) -> None:
-    work, slots = figures["workload"], figures["settings"]["slots"]
+    work = figures["workload"]
+    slots = figures["settings"]["slots"]
     results.print(
         f"{work['requests']} requests, all submitted at once: {work['prompt_tokens']:,} tokens of prompts, "
         f"{work['new_tokens']:,} new ones"
@@ -131,7 +137,9 @@ def _print_serving(figures: dict[str, Any]) -> None:
 
 def _print_head(figures: dict[str, Any]) -> None:
     """Prints what was measured, and where."""
-    model, machine, settings = figures["model"], figures["machine"], figures["settings"]
+    model = figures["model"]
+    machine = figures["machine"]
+    settings = figures["settings"]
     results.print(f"{model['folder']}: {model['precision']}, {model['parameters'] / 1e6:,.1f} million parameters")
     memory = f", {readable_bytes(machine['memory_bytes'])}" if machine["memory_bytes"] else ""
     results.print(f"{machine['cpu']}, {machine['cores']} cores{memory}, {machine['os']}")

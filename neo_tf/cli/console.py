@@ -1,6 +1,7 @@
 """What the command line prints with: consoles, progress bars, tables."""
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
 
@@ -14,6 +15,13 @@ _WIDTH = None if sys.stdout and sys.stdout.isatty() else 160  # into a file or a
 # Results go to standard output, and everything else to standard error.
 results = Console(width=_WIDTH, highlight=False, soft_wrap=True, markup=False)
 console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+def never_fail_to_encode() -> None:
+    """Lets standard output and standard error write \\uXXXX for a character that their encoding does not have."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def byte_progress(title: str, total: float) -> contextlib.AbstractContextManager[Progress]:

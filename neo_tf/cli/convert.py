@@ -3,6 +3,8 @@
 import time
 
 from neo_tf.cli.shared_options import (
+    AdapterPath,
+    AllowNan,
     ConfigPath,
     Destination,
     Force,
@@ -26,11 +28,19 @@ def convert(
     n_vocab: VocabSize = None,
     revision: Revision = None,
     moe_policy: MoePolicy = None,
+    adapter: AdapterPath = None,
+    allow_nan: AllowNan = False,
     force: Force = False,
 ) -> None:
     """Convert a checkpoint between the original's format, Keras and Hugging Face."""
     started = time.perf_counter()
     checkpoint = open_source(
-        src, tokenizer=tokenizer, config=config, revision=revision, moe_policy=moe_policy, n_vocab=n_vocab
+        src,
+        tokenizer=tokenizer,
+        config=config,
+        revision=revision,
+        moe_policy=moe_policy,
+        n_vocab=n_vocab,
+        adapter=adapter,
     )
-    write_checkpoint(checkpoint, dst, to, force=force, title="converting", started=started)
+    write_checkpoint(checkpoint, dst, to, force=force, allow_nan=allow_nan, title="converting", started=started)

@@ -9,6 +9,8 @@ import typer
 import neo_tf
 from neo_tf.cli.console import byte_progress
 from neo_tf.cli.shared_options import (
+    AdapterPath,
+    AllowNan,
     ConfigPath,
     Destination,
     Force,
@@ -61,12 +63,20 @@ def export(
     n_vocab: VocabSize = None,
     revision: Revision = None,
     moe_policy: MoePolicy = None,
+    adapter: AdapterPath = None,
+    allow_nan: AllowNan = False,
     force: Force = False,
 ) -> None:
     """Export a checkpoint as an ONNX folder that decodes without TensorFlow or PyTorch."""
     started = time.perf_counter()
     checkpoint = open_source(
-        src, tokenizer=tokenizer, config=config, revision=revision, moe_policy=moe_policy, n_vocab=n_vocab
+        src,
+        tokenizer=tokenizer,
+        config=config,
+        revision=revision,
+        moe_policy=moe_policy,
+        n_vocab=n_vocab,
+        adapter=adapter,
     )
     text = read_text(calibrate)
     precisions = [name.value for name in precision or [PrecisionName.fp32]]
@@ -79,6 +89,7 @@ def export(
             ops=ops.value,
             calibrate=text,
             force=force,
+            allow_nan=allow_nan,
             progress=progress,
         )
     what = "ONNX in standard operators" if ops == Ops.standard else "ONNX"

@@ -14,7 +14,17 @@ import typer
 
 from neo_tf.cli.console import console, export_progress, token_progress
 from neo_tf.cli.generation_options import read_options, takes_options
-from neo_tf.cli.shared_options import ChosenPrecision, Device, Model, MoePolicy, Revision, Threads, TokenizerPath
+from neo_tf.cli.shared_options import (
+    AdapterPath,
+    ChosenPrecision,
+    Device,
+    Model,
+    MoePolicy,
+    Revision,
+    Threads,
+    TokenizerPath,
+)
+from neo_tf.cli.source import decoded
 from neo_tf.errors import OutputError, RequestError
 from neo_tf.runtime.argument_table import ARGUMENTS, Panel
 from neo_tf.sizes import bytes_of
@@ -112,6 +122,7 @@ def generate(
     tokenizer: TokenizerPath = None,
     revision: Revision = None,
     moe_policy: MoePolicy = None,
+    adapter: AdapterPath = None,
     **arguments: Any,
 ) -> None:
     """Continue texts. A single text is shown while it is written; several become lines of JSON."""
@@ -127,8 +138,9 @@ def generate(
         precision and precision.value,
         device,
         threads,
-        cache_bytes=_bytes("cache_memory", cache_memory),
-        prefix_cache_bytes=_bytes("prefix_cache_memory", prefix_cache_memory),
+        cache_bytes=_bytes("--cache-memory", cache_memory, least=1),
+        prefix_cache_bytes=_bytes("--prefix-cache-memory", prefix_cache_memory),
+        adapter=adapter,
     )
     files = _Files(prompts, input_file, input_format, output, resume, force)
     files.check()
@@ -145,8 +157,13 @@ def generate(
         _run_job(loader, files, prompts, given, options, batch_size, skip_errors)
 
 
-def _bytes(name: str, text: str | None) -> int | None:
-    return None if text is None else bytes_of(name, text)
+def _bytes(option: str, text: str | None, least: int = 0) -> int | None:
+    if text is None:
+        return None
+    size = bytes_of(option, text)
+    if size < least:
+        raise RequestError(f"{option} must be at least {least}, not {size}")
+    return size
 
 
 @dataclass(frozen=True)
@@ -162,6 +179,7 @@ class _Loader:
     threads: int | None
     cache_bytes: int | None
     prefix_cache_bytes: int | None
+    adapter: str | None
 
     @functools.cached_property
     def folder(self) -> Path:
@@ -169,7 +187,13 @@ class _Loader:
         from neo_tf.model_cache import resolve_model
 
         return resolve_model(
-            self.model, self.tokenizer, self.revision, export_progress, self.moe_policy, self.precision
+            self.model,
+            self.tokenizer,
+            self.revision,
+            export_progress,
+            self.moe_policy,
+            self.precision,
+            self.adapter,
         )
 
     @functools.cached_property
@@ -220,7 +244,7 @@ class _Files:
         if (self.resume or self.force) and not self.file:
             raise RequestError(f"{'--resume' if self.resume else '--force'} needs an --output file")
         if self.resume and self.force:
-            raise RequestError("--resume goes on and --force begins again: one of them")
+            raise RequestError("give --resume or --force, not both: one continues, the other begins again")
         if self.file and self.input and _is_same(self.file, self.input):
             raise OutputError(f"{self.file}: is the input itself")
 
@@ -305,10 +329,9 @@ def _standard_input() -> str:
     """The whole of standard input as one prompt."""
     if sys.stdin is None or sys.stdin.isatty():
         raise RequestError("no prompt: give one after the model, on standard input, or a file of them with --input")
-    try:
-        return sys.stdin.read().removesuffix("\n")
-    except UnicodeDecodeError:
-        raise RequestError("standard input: not a text in UTF-8") from None
+    # As bytes: a text is UTF-8 whatever encoding the terminal has.
+    text = decoded(sys.stdin.buffer.read(), "standard input") if hasattr(sys.stdin, "buffer") else sys.stdin.read()
+    return text.removesuffix("\n")
 
 
 def _lines(
@@ -334,7 +357,7 @@ def _told(results: "JobFile | JobStream") -> Iterator[None]:
         yield
     except BaseException:
         if results.partial and results.done:
-            console.print(f"{results.partial}: results so far: {results.done}; the same with --resume goes on")
+            console.print(f"{results.partial}: {results.done} results so far; the same command with --resume continues")
         raise
 
 
@@ -350,7 +373,8 @@ def _show(
         if started is None:
             started = time.perf_counter()
             sys.stdout.write(prompt if options.return_full_text else "")
-        count += bool(text)
+        if text:
+            count += 1
         sys.stdout.write(text)
         sys.stdout.flush()
 

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from neo_tf.runtime.argument_kinds import Whole
+from neo_tf.runtime.argument_kinds import Flag, Whole
 from neo_tf.runtime.argument_table import ARGUMENTS, Argument
 
 _NO = "no_"  # begins the parameter of an option --no-NAME
 
 
-def takes_options(command: Callable) -> Callable:
+def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command that takes **arguments an option for each row of the table, after its first two parameters."""
     kind = inspect.Parameter.KEYWORD_ONLY
     signature = inspect.signature(command)
@@ -82,11 +82,11 @@ def _help(row: Argument, meaning: str) -> str:
         parts.append("The option can be repeated.")
     if row.needs:
         parts.append(f"Needs {row.needs.words.replace('=True', '')}.")
-    if not isinstance(row.default, bool | tuple | dict | None):
-        parts.append(f"[default: {row.default}]")
+    if not isinstance(row.kind, Flag) and not isinstance(row.default, tuple | dict | None):
+        parts.append(f"[default: {str(row.default).lower()}]")
     return re.sub(r"\b[a-z]+(_[a-z]+)+\b", _as_option, " ".join(parts))
 
 
-def _as_option(name: re.Match) -> str:
+def _as_option(name: re.Match[str]) -> str:
     """An argument's name in a help text, as the option that it is."""
     return f"--{name[0].replace('_', '-')}" if name[0] in ARGUMENTS else name[0]

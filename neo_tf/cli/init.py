@@ -1,12 +1,13 @@
 """`neo-tf init`: a model with random weights."""
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from neo_tf.checkpoints.initialise import random_checkpoint
-from neo_tf.cli.shared_options import Destination, Force, Format, To, TokenizerPath
+from neo_tf.cli.shared_options import Destination, Force, Format, To
 from neo_tf.cli.source import write_checkpoint
 
 
@@ -25,7 +26,14 @@ def init(
         int,
         typer.Option(metavar="N", help="The seed of the random weights. The same seed gives the same weights.", min=0),
     ] = 0,
-    tokenizer: TokenizerPath = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The tokenizer: a tokenizer.json, or a folder that holds one. By default GPT-2's, where the model's "
+            "vocabulary is large enough for it.",
+        ),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Make a model with random weights, to be trained or to test with."""

@@ -52,6 +52,14 @@ Revision = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="The branch, tag or commit of a hub id. By default its main branch."),
 ]
+AdapterPath = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter",
+        metavar="PATH",
+        help="A LoRA adapter of PEFT to merge into the weights: its folder, or its hub id. By default none is merged.",
+    ),
+]
 MoePolicy = Annotated[
     str | None,
     typer.Option(
@@ -78,6 +86,10 @@ Destination = Annotated[
 ]
 To = Annotated[Format, typer.Option(metavar="FORMAT", help="The format to write: keras, huggingface or mesh-tf.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace DST if it exists and is not empty.")]
+AllowNan = Annotated[
+    bool,
+    typer.Option("--allow-nan", help="Write weights that hold NaN or Inf as they are. By default they are refused."),
+]
 
 # ---- how it runs
 
@@ -102,8 +114,8 @@ Threads = Annotated[
 ]
 
 
-def whole_numbers(name: str, text: str) -> list[int]:
-    """Reads numbers with commas between them: "1,2,4" -> [1, 2, 4].
+def whole_numbers(option: str, text: str) -> list[int]:
+    """Reads numbers that are separated by commas: "1,2,4" -> [1, 2, 4].
 
     Raises:
         RequestError: The text holds something else; the message names the option.
@@ -111,4 +123,4 @@ def whole_numbers(name: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise RequestError(f"{name} must be whole numbers with commas between, as 1,2,4, not {text!r}") from None
+        raise RequestError(f"{option} must be numbers separated by commas, such as 1,2,4, not {text!r}") from None

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from neo_tf.cli.console import count_progress
-from neo_tf.cli.shared_options import ConfigPath, MoePolicy, Source
+from neo_tf.cli.shared_options import AdapterPath, ConfigPath, MoePolicy, Source
 from neo_tf.cli.source import open_source, read_text
 from neo_tf.onnx_folder import PrecisionName
 
@@ -41,6 +41,7 @@ def verify(
     ] = None,
     config: ConfigPath = None,
     moe_policy: MoePolicy = None,
+    adapter: AdapterPath = None,
     tolerance: Annotated[
         float,
         typer.Option(
@@ -54,7 +55,7 @@ def verify(
     from neo_tf.cli.verify_report import check_deviations, print_deviations
     from neo_tf.evaluation.verify import Verification
 
-    checkpoint = open_source(src, config=config, moe_policy=moe_policy)
+    checkpoint = open_source(src, config=config, moe_policy=moe_policy, adapter=adapter)
     planned = Verification.plan(
         checkpoint, onnx_dir, tokens=tokens, text=read_text(text), seed=seed, precision=precision
     )

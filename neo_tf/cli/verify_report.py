@@ -11,7 +11,7 @@ from neo_tf.evaluation.verify import Verification
 def print_deviations(planned: Verification, deviations: Sequence[Deviation]) -> None:
     """Prints a table with a row for each deviation."""
     if planned.checkpoint.config.moe_layers:
-        console.print("note: compared with room for every position in its experts, as a decoder must give it")
+        console.print("note: compared without a limit on the experts' capacity, as in decoding")
     columns = ["graph", "run", "error", "at", "cosine", "top-1"]
     if planned.has_text:
         columns.append("perplexity")

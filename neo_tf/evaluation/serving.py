@@ -94,7 +94,8 @@ def make_workload(requests: int, config: GPTNeoConfig, number: int = 0) -> list[
         config: The model's config; its n_ctx is at least 64.
         number: The number of the workload.
     """
-    lengths, ids = np.random.default_rng(0), np.random.default_rng([1, number])
+    lengths = np.random.default_rng(0)
+    ids = np.random.default_rng([1, number])
     prompts = lengths.integers(_PROMPT_TOKENS[0], min(_PROMPT_TOKENS[1], config.n_ctx * 2 // 3) + 1, requests)
     news = lengths.integers(_NEW_TOKENS[0], min(_NEW_TOKENS[1], config.n_ctx // 3) + 1, requests)
     sizes = zip(prompts.tolist(), news.tolist(), strict=True)
@@ -158,7 +159,7 @@ class _ServingRounds:
         self._settings = settings
         self._workloads = workloads
         self._progress = progress
-        self.samples: dict[str, list] = {name: [] for name in (*WAYS, "engine")}
+        self.samples: dict[str, list[Any]] = {name: [] for name in (*WAYS, "engine")}
         self.session = self._load(settings.slots)
         self._engines = {"together": Engine(self.session)}
         self._warm("together", settings.slots)
@@ -195,14 +196,16 @@ class _ServingRounds:
 
     def _own_time(self, batch: int) -> dict[str, float]:
         """The time of a decode step of `batch` sequences, and the part of it that is not the session's."""
-        engine, length = self._engines["together"], _PROMPT_TOKENS[0]
+        engine = self._engines["together"]
+        length = _PROMPT_TOKENS[0]
         steps = min(STEPS, self.session.config.n_ctx - length - batch - 1)
         prompt = self._workloads[0][0].prompt[:length]
         request = Request(prompt, max_new_tokens=batch + steps + 1)
         generations = [engine.submit(request) for _ in range(batch)]
         while not all(generation.tokens or generation.error for generation in generations):
             engine.step()
-        self.session.seconds, start = 0.0, time.perf_counter()
+        self.session.seconds = 0.0
+        start = time.perf_counter()
         for _ in range(steps):
             engine.step()
         seconds = (time.perf_counter() - start) / steps

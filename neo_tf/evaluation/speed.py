@@ -157,7 +157,7 @@ class _SpeedRounds:
         self.threads = settings.threads or physical_cores()
         config = self.session.config
         self.tokens = np.random.default_rng(0).integers(0, config.n_vocab, config.n_ctx)
-        self.samples: dict[str, list] = defaultdict(list)
+        self.samples: dict[str, list[Any]] = defaultdict(list)
         self._decode({})  # binds buffers, wakes threads
 
     def _load(self, slots: int) -> TimedSession:
@@ -245,7 +245,7 @@ class _SpeedRounds:
         return (time.perf_counter() - start) / (end - first)
 
 
-def _figures(samples: dict[str, list], settings: Settings, read: int | None) -> dict[str, Any]:
+def _figures(samples: dict[str, list[Any]], settings: Settings, read: int | None) -> dict[str, Any]:
     """The medians over all rounds.
 
     Args:

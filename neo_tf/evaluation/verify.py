@@ -95,7 +95,7 @@ class Verification:
         precision = folder.find_precision(precision)
         if precision == "bf16":
             raise RequestError(
-                f"{folder.path}: bf16 has no CPU kernels, and verify computes on the CPU: judge it on the GPU"
+                f"{folder.path}: bf16 has no CPU kernels, and verify computes on the CPU: compare it on a GPU"
             )
         _check_same(checkpoint, folder.config)
         if text is None:

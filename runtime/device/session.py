@@ -249,7 +249,8 @@ class _Step:
             token_ids: int [count, tokens].
             past: The number of tokens that each slot holds: an int for all, or int [count].
         """
-        tokens, past = len(self._tokens), np.asarray(past)
+        tokens = len(self._tokens)
+        past = np.asarray(past)
         self._input_ids[:] = token_ids
         self._position_ids[:] = past[..., None] + self._tokens
         self._seqlens_k[:] = past + (tokens - 1)
@@ -257,5 +258,5 @@ class _Step:
         self._session.run_with_iobinding(self.binding)
 
 
-def _bind(bind: Callable, name: str, value: np.ndarray) -> None:
+def _bind(bind: Callable[..., None], name: str, value: np.ndarray) -> None:
     bind(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)

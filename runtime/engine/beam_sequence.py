@@ -86,8 +86,10 @@ class BeamSequence:
 
     def _follow(self, parents: np.ndarray) -> None:
         """Lets the beams' slots hold what their parents' do: a slot stays with one of those that go on from it."""
-        size, length = len(self.slots), self.cached
-        places, unplaced = np.full(size, -1), []  # the old beam whose slot each new one has
+        size = len(self.slots)
+        length = self.cached
+        places = np.full(size, -1)  # the old beam whose slot each new one has
+        unplaced = []
         for beam, parent in enumerate(parents):
             if parent in places:
                 unplaced.append(beam)
@@ -98,7 +100,8 @@ class BeamSequence:
             # Of the slots that nobody goes on from, the one that differs last.
             shared = [_shared(self._held[parents[beam], :length], self._held[place, :length]) for place in free]
             best = int(np.argmax(shared))
-            place, begin = free.pop(best), shared[best]
+            place = free.pop(best)
+            begin = shared[best]
             self._cache.copy(self.slots[parents[beam]], self.slots[place], begin, length)
             self._held[place, begin:length] = self._held[parents[beam], begin:length]
             places[beam] = place
@@ -106,7 +109,8 @@ class BeamSequence:
         self._held[:, :length] = self._held[places, :length]
 
     def _finish(self) -> None:
-        request, hypotheses = self.generation.request, self._search.hypotheses
+        request = self.generation.request
+        hypotheses = self._search.hypotheses
         if request.tokenizer:
             for hypothesis in hypotheses:
                 hypothesis.text = text_of(request, hypothesis.tokens)

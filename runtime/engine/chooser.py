@@ -6,7 +6,7 @@ import numpy as np
 
 from ..sampling.processors import make_processors
 from ..sampling.sampler import Sampler
-from ..sampling.warpers import log_softmax
+from ..sampling.warpers import log_softmax, refuse_nan
 from .generation import Generation
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Chooser:
     def __call__(self, logits: np.ndarray) -> int | None:
         """The next token."""
         request, generation = self._request, self._generation
+        refuse_nan(logits)
         scores = self._process(logits) if self._processors else logits
         if self._processors and scores.max() == -np.inf:
             return None

@@ -75,7 +75,7 @@ class Engine:
         on_text are called in the thread of its call.
 
         Returns:
-            What came of each, in their order.
+            The Generations, in the order of the requests.
 
         Raises:
             RequestError: A request that cannot be served; see check.
@@ -91,7 +91,7 @@ class Engine:
         """Queues a request, for step to run.
 
         Returns:
-            What comes of it, as far as it has come.
+            The request's Generation, which grows with each step.
 
         Raises:
             RequestError: It cannot be served; see check.
@@ -200,7 +200,8 @@ class Engine:
     # ---- one step
 
     def _prefill_chunk(self, sequence: RunningSequence) -> None:
-        request, slot = sequence.generation.request, sequence.slots[0]
+        request = sequence.generation.request
+        slot = sequence.slots[0]
         wanted = request.prompt_logprobs is not None
         if sequence.cached == 0:
             sequence.begin()
@@ -212,7 +213,8 @@ class Engine:
         # one with beams: it runs in one slot, and its logits are all beams'.
         length = len(request.prompt)
         joins = self.session.has_prompt_graph and not wanted and not request.beams and length > 1
-        begin, end = sequence.cached, length - 1 if joins else length
+        begin = sequence.cached
+        end = length - 1 if joins else length
         chunk = request.prompt[begin : min(begin + PREFILL_CHUNK, end)]
         if chunk:
             last = begin + len(chunk) == length
@@ -284,7 +286,8 @@ class Engine:
     def _close_ranks(self) -> None:
         """Moves the text in the last slot to a free slot before it, so that fewer idle rows are run along."""
         sequence = max(self._running, key=lambda one: max(one.slots))
-        source, target = max(sequence.slots), self.slots.lowest_free
+        source = max(sequence.slots)
+        target = self.slots.lowest_free
         if target is not None and target < source and sequence.left >= _WORTH_MOVING:
             self.slots.move(source, target)
             self.session.cache.copy(source, target, 0, sequence.cached)

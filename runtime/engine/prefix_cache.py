@@ -75,7 +75,8 @@ class PrefixCache:
         while known and not self._ends_whole(keys[:known]):
             known -= 1
         for number, key in enumerate(keys[:known]):
-            place, begin = self._places[key][0], number * self._block
+            place = self._places[key][0]
+            begin = number * self._block
             targets = self._cache.rows_of(slot, begin, begin + self._block, known * self._block)
             for target, store in zip(targets, self._store, strict=True):
                 target[:] = store[place][:, store.shape[2] - target.shape[1] :]

@@ -104,7 +104,7 @@ class Request:
         return max(1, room) if self.max_new_tokens is None else min(room + 1, self.max_new_tokens)
 
     def longest(self, config: "GPTNeoConfig") -> int:
-        """The number of tokens, prompt included, that each of its sequences may come to."""
+        """The largest number of tokens, prompt included, that each of its sequences may have."""
         return len(self.prompt) + self.limit(config)
 
     def most_cached(self, config: "GPTNeoConfig") -> int:
@@ -132,7 +132,8 @@ class Request:
             )
 
     def _check_limit(self, config: "GPTNeoConfig") -> None:
-        new, length = self.max_new_tokens, len(self.prompt)
+        new = self.max_new_tokens
+        length = len(self.prompt)
         if new is not None and length + new > config.n_ctx + 1:  # the last token needs no position: it is not run
             raise RequestError(f"a prompt of {length} tokens and max_new_tokens {new} exceed n_ctx {config.n_ctx}")
 

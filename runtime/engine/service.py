@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import contextlib
 import dataclasses
 import threading
 from collections.abc import AsyncIterator, Iterable
@@ -120,13 +121,17 @@ class Service:
         tokens: asyncio.Queue[Any] = asyncio.Queue()
         end = object()  # comes after the last token
 
+        def put(item: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits for tokens any more
+                loop.call_soon_threadsafe(tokens.put_nowait, item)
+
         def on_token(token: int) -> None:
-            loop.call_soon_threadsafe(tokens.put_nowait, token)
+            put(token)
             if request.on_token:
                 request.on_token(token)
 
         submission = self.submit(dataclasses.replace(request, on_token=on_token))
-        submission.add_done_callback(lambda done: loop.call_soon_threadsafe(tokens.put_nowait, end))
+        submission.add_done_callback(lambda done: put(end))
         try:
             while (token := await tokens.get()) is not end:
                 yield token

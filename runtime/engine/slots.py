@@ -27,7 +27,7 @@ class Slots:
 
     Attributes:
         limit: As above; None where the system does not tell what is free.
-        tight: Whether all slots together could come to more than the limit.
+        tight: Whether all slots together could need more than the limit.
     """
 
     def __init__(self, cache: "KVCache", limit: int | None = None, count: int | None = None) -> None:
@@ -40,7 +40,7 @@ class Slots:
         self.tight = limit is not None and cache.bytes_at_most > limit
         self._free = list(range(self._count))
         self._held = [0] * cache.slots  # bytes of each slot's memory
-        self._promised: dict[int, int] = {}  # {slot in use: bytes that it may come to}
+        self._promised: dict[int, int] = {}  # {slot in use: the most bytes that it may need}
 
     def check(self, count: int, length: int) -> None:
         """Raises RequestError where `count` sequences of `length` tokens could never be held at once."""
@@ -88,7 +88,7 @@ class Slots:
         return self._free[0] if self._free else None
 
     def _promise(self, slot: int, size: int) -> None:
-        """Lets a slot come to a size in bytes, and releases the memory of free slots that this needs."""
+        """Promises a slot this number of bytes, and releases the memory of free slots that this needs."""
         self._promised[slot] = size
         if self.limit is None or not self.tight:
             return

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Stopping:
-    """Adds new tokens and their text to a Generation, and ends it where that is due.
+    """Adds new tokens and their text to a Generation, and ends it when it is finished.
 
     Call it with each new token, or with None where no token could be chosen. It returns the text that is final now.
 
@@ -89,9 +89,12 @@ def stop_test(request: Request) -> Callable[[list[int]], bool] | None:
     prompt = [int(token) for token in request.prompt]
 
     def stops(tokens: list[int]) -> bool:
-        before = [*prompt, *tokens[:-1]][-tail:]
+        last = tokens[-tail:]
+        before = prompt[-tail:] if len(last) == len(tokens) else []
+        # Not as one prompt: the first token after a prompt may have another text than one in the middle.
         stream = tokenizer.stream(before, request.stop_strings)
-        stream(tokens[-1])
+        for token in last:
+            stream(token)
         return stream.stopped
 
     return stops

@@ -41,7 +41,9 @@ class _Call:
         error: What ended the call early.
     """
 
-    def __init__(self, requests: Sequence[Request], hand_over: Callable[[_Call, Callable, Any], None]) -> None:
+    def __init__(
+        self, requests: Sequence[Request], hand_over: Callable[[_Call, Callable[[Any], object], Any], None]
+    ) -> None:
         self._thread = threading.get_ident()
         self._hand_over = hand_over
         self.generations = [Generation(self._heard_here(request)) for request in requests]
@@ -67,15 +69,13 @@ class _Call:
 
     def _heard_here(self, request: Request) -> Request:
         """The request, with functions that are called in the thread of the call, whichever thread steps the engine."""
-        if not (request.on_token or request.on_text):
-            return request
-        on_token, on_text = self._relay(request.on_token), self._relay(request.on_text)
-        return dataclasses.replace(request, on_token=on_token, on_text=on_text)
+        if request.on_token:
+            request = dataclasses.replace(request, on_token=self._relay(request.on_token))
+        if request.on_text:
+            request = dataclasses.replace(request, on_text=self._relay(request.on_text))
+        return request
 
-    def _relay(self, function: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
-        if function is None:
-            return None
-
+    def _relay(self, function: Callable[[Any], object]) -> Callable[[Any], object]:
         def relay(value: Any) -> None:
             if threading.get_ident() == self._thread:
                 function(value)

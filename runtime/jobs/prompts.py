@@ -82,7 +82,7 @@ class Lines:
         json: See Line.
     """
 
-    def __init__(self, file: IO, name: Path | str, json: bool) -> None:
+    def __init__(self, file: IO[Any], name: Path | str, json: bool) -> None:
         self._file = file
         self._name = name
         self._json = json

@@ -7,7 +7,7 @@ import numpy as np
 from .beam_group import BeamGroup, DiverseBeamGroup, Hypothesis, best_first
 from .options import BeamOptions, SamplingOptions
 from .processors import HammingDiversity, make_processors
-from .warpers import log_softmax, make_warpers
+from .warpers import log_softmax, make_warpers, refuse_nan
 
 
 class BeamSearch:
@@ -76,6 +76,7 @@ class BeamSearch:
             None at the end. The first beams all go on from beam 0. Where fewer than num_beams are possible, the others
             repeat the best one, and do not count.
         """
+        refuse_nan(logits)
         logs = log_softmax(logits)
         is_first = len(logits) == 1
         size = self._options.num_beams // len(self._groups)

@@ -43,7 +43,7 @@ class SamplingOptions:
     forced_eos_token_id: int | list[int] | tuple[int, ...] | None = default("forced_eos_token_id")
     exponential_decay_length_penalty: tuple[int, float] | None = default("exponential_decay_length_penalty")
     renormalize_logits: bool = default("renormalize_logits")
-    logits_processor: Sequence[Callable] = default("logits_processor")
+    logits_processor: Sequence[Callable[..., Any]] = default("logits_processor")
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from neo_tf.errors import EngineError
+
 if TYPE_CHECKING:
     from .options import SamplingOptions
 
@@ -33,6 +35,13 @@ class Warper(NamedTuple):
 
     function: Callable[[np.ndarray, Any], np.ndarray]
     value: float
+
+
+def refuse_nan(logits: np.ndarray) -> None:
+    """Raises an EngineError where a logit is NaN or infinitely large, for nothing can be chosen by such logits."""
+    largest = logits.max()  # NaN where one logit is
+    if np.isnan(largest) or largest == np.inf:
+        raise EngineError("the model's logits are NaN or infinite: its weights are damaged")
 
 
 def log_softmax(scores: np.ndarray) -> np.ndarray:

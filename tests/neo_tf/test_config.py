@@ -1,9 +1,14 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
+import torch
 from conftest import DECODABLE, GLOBAL_LOCAL, GOLDEN, TINY_PYTHON
+from transformers import AutoConfig
+from transformers.activations import ACT2FN
 
+from neo_tf.activations import activation
 from neo_tf.config import GPTNeoConfig
 from neo_tf.config_values import UNSUPPORTED, collapse_attention_types, expand_attention_types
 from neo_tf.errors import ConfigError
@@ -321,7 +326,68 @@ def test_several_end_of_text_ids_of_huggingface_mean_the_first():
     assert GPTNeoConfig.from_huggingface(HUGGINGFACE | {"eos_token_id": [3, 4]}).eos_token_id == 3
 
 
+TAKEN = {
+    "no end of text": ({}, ("eos_token_id", "bos_token_id")),
+    "nothing but the kind": ({}, tuple(key for key in HUGGINGFACE if key != "model_type")),
+    "other names": ({"num_hidden_layers": 3, "num_attention_heads": 4}, ("num_layers", "num_heads")),
+    "other names have precedence": ({"num_hidden_layers": 3, "num_layers": 7}, ()),
+    "layers alone": ({"attention_layers": ["local", "global", "local"]}, ("attention_types",)),
+    "padding -1": ({"pad_token_id": -1}, ()),
+    "float64": ({"torch_dtype": "float64"}, ("dtype",)),
+    "null": ({"intermediate_size": None, "eos_token_id": None, "pad_token_id": None}, ()),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_config_that_transformers_takes_means_the_same(tmp_path, case):
+    changes, missing = TAKEN[case]
+    params = {key: value for key, value in (HUGGINGFACE | changes).items() if key not in missing}
+    (tmp_path / "config.json").write_text(json.dumps(params))
+    ours, theirs = GPTNeoConfig.from_file(tmp_path / "config.json"), AutoConfig.from_pretrained(tmp_path)
+    assert (ours.n_vocab, ours.n_ctx, ours.n_embd) == (
+        *(theirs.vocab_size, theirs.max_position_embeddings, theirs.hidden_size),
+    )
+    assert (ours.n_layer, ours.n_head, list(ours.attention_types)) == (
+        *(theirs.num_layers, theirs.num_heads, theirs.attention_layers),
+    )
+    assert ours.n_inner == theirs.intermediate_size or theirs.intermediate_size is None
+    assert ours.local_attention_radius == theirs.window_size
+    end = theirs.eos_token_id
+    assert ours.eos_token_id == (end if end is not None and end < theirs.vocab_size else None)
+    assert ours.pad_token_id == (None if theirs.pad_token_id == -1 else theirs.pad_token_id)
+
+
+ACTIVATIONS = (
+    *(
+        "gelu_new",
+        "gelu_fast",
+        "gelu_accurate",
+        "gelu_python_tanh",
+        "gelu_pytorch_tanh",
+        "mish",
+        "leaky_relu",
+        "linear",
+    ),
+    *("relu", "sigmoid", "tanh", "silu", "swish"),
+)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_of_huggingface_is_transformers(name):
+    x = np.linspace(-6, 6, 201, dtype=np.float32)
+    config = GPTNeoConfig.from_huggingface(HUGGINGFACE | {"activation_function": name})
+    expected = ACT2FN[name](torch.from_numpy(x)).numpy()
+    assert np.abs(np.asarray(activation(x, config.activation_fn)) - expected).max() < 2e-6
+    again = GPTNeoConfig.from_huggingface(config.to_huggingface())
+    assert again.activation_fn == config.activation_fn
+
+
 # ---- files
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(FULL.to_huggingface()).replace(",", ",\r\n"), encoding="utf-8-sig")
+    assert GPTNeoConfig.from_file(tmp_path / "config.json") == FULL
 
 
 def test_file_holds_either_form(tmp_path):

@@ -8,14 +8,16 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 from conftest import TINY_PYTHON
+from safetensors.numpy import save_file
 
 from neo_tf.checkpoints import convert
 from neo_tf.errors import CheckpointError
 from neo_tf.hub import needed_files
 
-COMMIT = {"main": "a" * 40, "older": "b" * 40}
+COMMIT = {"main": "a" * 40, "older": "b" * 40, "adapted": "c" * 40}
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -110,6 +112,30 @@ def test_a_revision_is_downloaded_by_name(hub, tmp_path):
     assert [path.name for path in snapshots.iterdir()] == [COMMIT["older"]]
 
 
+def test_an_adapter_is_merged_into_the_base_that_it_names(hub, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    options = {"peft_type": "LORA", "base_model_name_or_path": "someone/tiny", "revision": "older", "r": 2}
+    (adapter / "adapter_config.json").write_text(json.dumps(options | {"lora_alpha": 64}))
+    generator = np.random.default_rng(0)
+    shapes = {"A": (2, 128), "B": (128, 2)}
+    name = "base_model.model.transformer.h.0.attn.attention.v_proj.lora_{}.weight"
+    tensors = {name.format(half): generator.normal(size=shape).astype(np.float32) for half, shape in shapes.items()}
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    arguments = ("def main(", "--max-new-tokens", "8")
+    named = run(hub, tmp_path, "generate", str(adapter), *arguments)
+    assert named.returncode == 0, named.stderr
+    snapshots = tmp_path / "hf" / "hub" / "models--someone--tiny" / "snapshots"
+    assert [path.name for path in snapshots.iterdir()] == [COMMIT["older"]]
+    given = run(hub, tmp_path, "generate", "someone/tiny", *arguments, "--adapter", str(adapter))
+    without = run(hub, tmp_path, "generate", "someone/tiny", *arguments)
+    assert given.stdout == named.stdout != without.stdout
+    files = Hub.files[COMMIT["main"]] | {path.name: path.read_bytes() for path in adapter.iterdir()}
+    Hub.files[COMMIT["adapted"]] = files
+    beside = run(hub, tmp_path, "generate", "someone/tiny", *arguments, "--revision", "adapted")
+    assert beside.stdout == named.stdout, beside.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "offline"),
     [
@@ -134,6 +160,12 @@ def test_one_kind_of_weights_is_needed():
     assert needed_files(["config.json", "pytorch_model.bin"]) == ["config.json", "pytorch_model.bin"]
     with pytest.raises(CheckpointError, match="no weights"):
         needed_files(["config.json", "tf_model.h5"])
+
+
+def test_all_files_of_a_tokenizer_are_needed():
+    tokenizer = ["tokenizer.json", "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja"]
+    names = [*tokenizer, "additional_chat_templates/tools.jinja", "model.safetensors"]
+    assert needed_files([*names, "onnx/model.onnx", "README.md", "runs/events.json"]) == names
 
 
 def test_an_onnx_folder_comes_with_all_its_graphs():

@@ -71,6 +71,7 @@ def test_every_file_of_the_wheel_lies_below_neo_tf(wheel):
         names = [Path(name) for name in archive.namelist()]
         (top_level,) = [name for name in names if name.name == "top_level.txt"]
         assert archive.read(str(top_level)).decode().split() == ["neo_tf"]
+        assert "neo_tf/py.typed" in archive.namelist()  # type checkers read the annotations
     assert {name.parts[0] for name in names} == {"neo_tf", f"neo_tf-{neo_tf.__version__}.dist-info"}
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+import neo_tf
 from neo_tf.errors import CheckpointError, MissingExtraError, RequestError
 from neo_tf.runtime.text_pieces import CleanedPieces, clean_up
 from neo_tf.runtime.tokenizer import Tokenizer
@@ -24,7 +25,7 @@ TEXTS = [
     "hello world",
     "Hello, the world's end . it is n't he 's .",
     f"  def f(x):\n\treturn 1{END}x<|im_end|> <pad>",
-    "naïve 你好 🎉",
+    "naïve nai\u0308ve 你好 🎉",
     "",
     "[CLS] hello[SEP] the cat sat on ##s the mat ' s",
 ]
@@ -70,7 +71,10 @@ def check(folder):
 
 # ---- settings and special tokens, wherever they are declared
 
-CLASSES = [None, "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", "OfSomebodysOwn"]
+CLASSES = [
+    *(None, "GPT2TokenizerFast", "CodeGenTokenizer", "GPTNeoXTokenizerFast"),
+    *("PreTrainedTokenizerFast", "TokenizersBackend", "OfSomebodysOwn"),
+]
 SETTINGS = {
     "none": {},
     "special tokens that tokenizer.json does not know": {
@@ -308,6 +312,16 @@ def test_cleaned_text_does_not_wait_for_the_end(folder):
     assert stream.finish() == " cat"
 
 
+def test_beams_find_stop_strings_that_reach_over_words(folder):
+    from neo_tf.runtime.engine.request import Request
+    from neo_tf.runtime.engine.stopping import stop_test
+
+    transformers.PreTrainedTokenizerFast(tokenizer_object=_word_level()).save_pretrained(folder)
+    stops = stop_test(Request([VOCAB["the"]], stop_strings=("cat sat",), tokenizer=Tokenizer(folder)))
+    words = ["hello", "the", "cat", "sat"]
+    assert [stops([VOCAB[word] for word in words[:end]]) for end in range(1, 5)] == [False, False, False, True]
+
+
 # ---- what scripts call
 
 
@@ -345,6 +359,23 @@ def test_calls(pair, arguments):
     if arguments.get("padding") is True or ("truncation" in arguments and "padding" in arguments):
         found = ours(texts, return_tensors="np", **arguments)
         assert found.input_ids.tolist() == theirs(texts, **arguments)["input_ids"]
+
+
+def test_a_tokenizer_from_an_object(folder):
+    shutil.copy(BPE, folder / "tokenizer.json")
+    change(folder / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer", add_prefix_space=True)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.pad_token = "<|padding|>"
+    theirs.add_special_tokens({"eos_token": "<|im_end|>"})
+    theirs("some text", padding="max_length", truncation=True, max_length=4)
+    ours = Tokenizer.from_object(theirs)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs(text)["input_ids"]
+    assert (ours.eos_token_id, ours.pad_token) == (theirs.eos_token_id, "<|padding|>")
+    raw = Tokenizer.from_object(Backend.from_file(str(BPE)))
+    assert raw.encode(TEXTS[0]) == Tokenizer(BPE).encode(TEXTS[0])
+    with pytest.raises(CheckpointError, match="not int"):
+        Tokenizer.from_object(5)
 
 
 def test_ids_and_tokens(pair):
@@ -433,3 +464,37 @@ def test_without_jinja2_a_chat_is_refused(pair, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     with pytest.raises(MissingExtraError, match="needs jinja2"):
         pair[1].apply_chat_template(CHAT, chat_template="x")
+
+
+# ---- the whole way, from a prompt to its text
+
+
+@pytest.mark.parametrize("kind", [_word_level, _word_piece, _unigram, _unigram_with_bytes, _bpe_with_ends_of_words])
+def test_a_pipeline_writes_and_streams_transformers_text(tmp_path, monkeypatch, kind):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setenv("NEO_TF_CACHE", str(tmp_path / "cache"))
+    made = kind()
+    unknown = "[UNK]" if made.token_to_id("[UNK]") is not None else "<unk>"
+    end = {"eos_token": "[SEP]"} if unknown == "[UNK]" else {}
+    saved = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token=unknown, **end)
+    saved.save_pretrained(tmp_path / "model")
+    torch.manual_seed(1)
+    config = transformers.GPTNeoConfig(
+        vocab_size=len(saved) + 3,  # ids without a token
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=64,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    transformers.GPTNeoForCausalLM(config).save_pretrained(tmp_path / "model")
+    theirs = transformers.pipeline("text-generation", model=str(tmp_path / "model"), tokenizer=str(tmp_path / "model"))
+    ours = neo_tf.pipeline(model=tmp_path / "model")
+    for prompt in ("hello world", "the cat sat.", "he"):
+        expected = theirs(prompt, max_new_tokens=24, do_sample=False)[0]["generated_text"]
+        pieces = []
+        found = ours(prompt, max_new_tokens=24, do_sample=False, streamer=pieces.append)[0]["generated_text"]
+        assert found == expected == prompt + "".join(pieces)

@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-from checkpoint_helpers import FORMATS
+from checkpoint_helpers import FORMATS, command
 from conftest import TINY_PYTHON
 
 import neo_tf
-from neo_tf.errors import OutputError
+from neo_tf.errors import ConfigError, OutputError
 from neo_tf.runtime.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -159,6 +159,22 @@ def test_ids_that_were_changed_since_are_not_brought_back(source):
     config = neo_tf.open_checkpoint(source).config
     assert config.to_huggingface()["eos_token_id"] == [2049, 0]
     assert config.replace(eos_token_id=5).to_huggingface()["eos_token_id"] == 5
+
+
+def test_trimming_does_not_cut_off_an_id_that_is_used(source, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(source / name, tmp_path / name)
+    with pytest.raises(ConfigError, match="to 2050: the config uses the id 2050"):
+        neo_tf.open_checkpoint(tmp_path).with_vocab(2050)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_kept_with_a_note(source, tmp_path, capfd):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(source / name, tmp_path / name)
+    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x00")
+    assert command("convert", tmp_path, tmp_path / "keras", "--to", "keras") == 0
+    assert "note: tokenizer.model: kept, but no tokenizer" in capfd.readouterr().err.replace("\n", " ")
+    assert (tmp_path / "keras" / "tokenizer.model").read_bytes() == b"\x0a\x00"
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json", "vocab.txt"])

@@ -58,10 +58,10 @@ def test_the_memory_of_caches_is_limited(generate, demo_folder):
     code, out, err = generate(demo_folder, *prompts, "--max-new-tokens", 400, "--cache-memory", "1 MB")
     assert (code, out) == (1, "") and "the limit is 1.0 MB" in err and err.count("\n") == 1
     assert generate(demo_folder, *prompts, "--max-new-tokens", 20, "--prefix-cache-memory", 0) == expected
-    assert "cache_bytes must be at least 1" in generate(demo_folder, PROMPT, "--cache-memory", 0)[2]
+    assert "--cache-memory must be at least 1, not 0" in generate(demo_folder, PROMPT, "--cache-memory", 0)[2]
     for wrong in ("much", "-1GB", "1QB"):
         code, out, err = generate(demo_folder, PROMPT, "--cache-memory", wrong)
-        assert (code, out) == (1, "") and "must be a size such as 2GB" in err
+        assert (code, out) == (1, "") and "--cache-memory must be a size such as 2GB" in err
 
 
 def test_arguments_reach_the_pipeline(generate, demo_folder):

@@ -201,9 +201,9 @@ def test_the_plot_shows_the_figures(figures, tmp_path):
         (["--requests", "0"], "requests must be at least 1"),
         (["--requests", "4", "--slots", "0"], "slots must be at least 1"),
         (["--requests", "4", "--rounds", "0"], "rounds"),
-        (["--requests", "4", "--contexts", "8"], "contexts"),
-        (["--requests", "4", "--new-tokens", "8"], "new_tokens"),
-        (["--slots", "4"], "slots needs requests"),
+        (["--requests", "4", "--contexts", "8"], "--contexts and --requests"),
+        (["--requests", "4", "--new-tokens", "8"], "--new-tokens and --requests"),
+        (["--slots", "4"], "--slots needs --requests"),
         (["--requests", "4", "--plot", "plot.pdf"], ".svg"),
     ],
 )

@@ -253,3 +253,21 @@ def test_a_callback_may_close_the_service(service):
     assert other.result(WAIT).finish_reason == "cancelled"
     with pytest.raises(EngineError, match="closed"):
         running.submit(Request([1]))
+
+
+def test_a_stream_that_is_left_as_its_loop_ends_says_nothing(exported):
+    """The request ends after the loop was closed, where nobody waits for its tokens."""
+    code = (
+        "import asyncio, sys; from neo_tf import Engine, Request, Service, Session\n"
+        "async def main(service):\n"
+        "    async for _ in service.stream(Request([1, 2])):\n"
+        "        if sys.argv[2] == 'break':\n"
+        "            break\n"
+        "        raise SystemExit\n"
+        "with Service(Engine(Session(sys.argv[1]))) as service:\n"
+        "    asyncio.run(main(service))\n"
+    )
+    for way in ("break", "exit"):
+        command = [sys.executable, "-c", code, str(exported(GOLDEN / "tiny-global-local")), way]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")

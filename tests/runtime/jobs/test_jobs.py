@@ -326,7 +326,8 @@ def test_a_signal_leaves_a_job_that_goes_on(demo_folder, whole, tmp_path, number
     assert (child.returncode, out) == (status, b"")
     done = partial.read_bytes().count(b"\n") - 1
     assert (
-        err.decode() == f"{partial}: results so far: {done}; the same with --resume goes on\n" and not output.exists()
+        err.decode() == f"{partial}: {done} results so far; the same command with --resume continues\n"
+        and not output.exists()
     )
 
 
@@ -393,7 +394,7 @@ def test_a_bad_line_may_be_mended_and_lines_added(generate, tmp_path):
     prompts.write_text("\n".join(lines))
     code, _, err = generate(*options)
     told, error = err.splitlines()
-    assert code == 1 and told == f"{partial}: results so far: 1; the same with --resume goes on"
+    assert code == 1 and told == f"{partial}: 1 results so far; the same command with --resume continues"
     assert error == f"error: {prompts}:2: unknown argument 'topk'; did you mean 'top_k'?"
     prompts.write_text("\n".join([lines[0], lines[1].replace("topk", "top_k"), lines[2], lines[0]]))
     assert "top_k needs do_sample" in generate(*options, "--resume")[2]
