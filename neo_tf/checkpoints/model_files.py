@@ -14,6 +14,7 @@ from neo_tf.checkpoints.tokenizer_files import find_tokenizer, is_named
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError
 from neo_tf.file_names import GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
+from neo_tf.json_files import read_json
 from neo_tf.tokenizer_backend import AS_IT_IS, GPT2_CLASS, has_tokenizer, load_tokenizer
 
 Format = Literal["mesh-tf", "huggingface", "keras", "random", "onnx"]
@@ -73,11 +74,14 @@ def read_files(
         tokenizer: As in find_tokenizer.
 
     Raises:
-        CheckpointError: See find_tokenizer; or generation_config.json cannot be read.
+        CheckpointError: See find_tokenizer; or generation_config.json is not an object, or cannot be read.
+        ConfigError: generation_config.json is not JSON.
     """
     files = find_tokenizer(folder, config.n_vocab, tokenizer, config.training.get("datasets"))
     path = None if folder is None else Path(folder) / GENERATION_CONFIG_FILE
     if path is not None and path.is_file():
+        if not isinstance(read_json(path), dict):
+            raise CheckpointError(f"{path}: the settings of generation must be a JSON object")
         try:
             files[GENERATION_CONFIG_FILE] = path.read_bytes()
         except OSError as error:

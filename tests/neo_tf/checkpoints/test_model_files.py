@@ -8,7 +8,7 @@ from checkpoint_helpers import FORMATS, command
 from conftest import TINY_PYTHON
 
 import neo_tf
-from neo_tf.errors import ConfigError, OutputError
+from neo_tf.errors import ConfigError, NeoTFError, OutputError
 from neo_tf.runtime.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -184,3 +184,13 @@ def test_another_tokenizer_that_cannot_be_read_is_not_replaced_by_gpt2s(source, 
     assert "tokenizer.json" in find_tokenizer(tmp_path, 50257)
     (tmp_path / name).write_bytes(b"{}")
     assert find_tokenizer(tmp_path, 50257) == {name: b"{}"}  # it is carried on
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", "3"])
+def test_settings_of_generation_that_are_no_object_are_refused(source, tmp_path, text):
+    folder = shutil.copytree(source, tmp_path / "damaged")
+    (folder / "generation_config.json").write_text(text)
+    for write_to in (neo_tf.convert, neo_tf.export_onnx):
+        with pytest.raises(NeoTFError, match=r"generation_config\.json: "):
+            write_to(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
