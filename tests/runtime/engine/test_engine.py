@@ -330,11 +330,11 @@ REFUSED = {
     "text": (Request(["a"]), "integers"),
     "nested": (Request([[1, 2]]), "flat"),
     "ragged": (Request([[1], [2, 3]]), "flat"),
-    "a full context": (Request([1] * 64), r"64 tokens.*64"),
+    "two tokens after a full context": (Request([1] * 64, max_new_tokens=2), r"64 tokens .* 2 .*64"),
     "longer than the context": (Request([1] * 65), r"65 tokens.*64"),
     "no new tokens": (Request([1], max_new_tokens=0), "max_new_tokens .*0"),
     "fewer than none": (Request([1], max_new_tokens=-3), "max_new_tokens .*-3"),
-    "past the context": (Request([1] * 60, max_new_tokens=5), r"60 tokens .* 5 .*64"),
+    "past the context": (Request([1] * 60, max_new_tokens=6), r"60 tokens .* 6 .*64"),
     "negative stop": (Request([1], stop_token_ids=(-1,)), "-1"),
     "no time": (Request([1], max_time=0), "max_time .*0"),
     "a time that is none": (Request([1], max_time="long"), "max_time .*long"),
@@ -364,6 +364,15 @@ def test_what_cannot_be_served_is_refused_and_nothing_else_starts(engine, case):
         one.submit(request)
     assert not one.step()
     assert run(one, good).tokens == new[:6] == told
+
+
+def test_one_token_follows_a_full_context(engine):
+    """It is chosen from the last position, and needs none of its own. The original's logits are the judge."""
+    reference = Reference.load(*MODELS["tiny-global"])
+    inputs, kept = reference.inputs[0].tolist(), reference.positions.tolist()
+    found = run(engine("tiny-global"), Request(inputs))
+    assert len(found.tokens) == 1 and found.finish_reason == "length"
+    assert kept[-1] == len(inputs) - 1 == 63 and found.tokens == [int(reference.logits[0, -1].argmax())]
 
 
 def test_numpy_prompts_are_served(engine):

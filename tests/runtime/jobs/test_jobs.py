@@ -484,7 +484,7 @@ USAGE = {
     "two sources": (("text", "--input", "p.jsonl"), "PROMPT and --input"),
     "resume without a file": (("text", "--resume"), "--resume needs an --output"),
     "force to standard output": (("text", "--force", "--output", "-"), "--force needs an --output"),
-    "both": (("text", "--resume", "--force", "--output", "o"), "one of them"),
+    "both": (("text", "--resume", "--force", "--output", "o"), "not both"),
     "no such file": (("--input", "nowhere.jsonl"), "nowhere.jsonl: No such file"),
     "a folder": (("--input", "."), ".: Is a directory"),
     "the input itself": (("--input", "p.jsonl", "--output", "./p.jsonl", "--force"), "is the input itself"),
