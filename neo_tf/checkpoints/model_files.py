@@ -74,18 +74,15 @@ def read_files(
         tokenizer: As in find_tokenizer.
 
     Raises:
-        CheckpointError: See find_tokenizer; or generation_config.json is not an object, or cannot be read.
-        ConfigError: generation_config.json is not JSON.
+        CheckpointError: See find_tokenizer; or generation_config.json is not a JSON object.
+        ConfigError: generation_config.json cannot be read, or is not JSON.
     """
     files = find_tokenizer(folder, config.n_vocab, tokenizer, config.training.get("datasets"))
     path = None if folder is None else Path(folder) / GENERATION_CONFIG_FILE
     if path is not None and path.is_file():
         if not isinstance(read_json(path), dict):
             raise CheckpointError(f"{path}: the settings of generation must be a JSON object")
-        try:
-            files[GENERATION_CONFIG_FILE] = path.read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+        files[GENERATION_CONFIG_FILE] = path.read_bytes()
     # A tokenizer that is not the folder's own is taken as it is.
     own = form if folder is not None and tokenizer is None and is_named(Path(folder)) else "random"
     return _implied(own, config, files) | _implied_generation(form, config) | files
