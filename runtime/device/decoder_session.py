@@ -48,8 +48,30 @@ class DecoderSession(Protocol):
         ...
 
     @property
+    def prefers_silent_prompts(self) -> bool:
+        """Whether prefill without logits is cheaper: a prompt's last token should be decoded with other sequences'."""
+        ...
+
+    @property
     def in_pairs(self) -> bool:
         """Whether decode should be given an even number of slots."""
+        ...
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The numbers of slots that decode takes, in ascending order, all from slot 0.
+
+        Empty where it takes any neighbouring slots.
+        """
+        ...
+
+    @property
+    def one_thread(self) -> bool:
+        """Whether decode and warm_up must always be called in the same thread."""
+        ...
+
+    def warm_up(self) -> None:
+        """Prepares decode for its first call, while no slot holds a text."""
         ...
 
     def prefill(

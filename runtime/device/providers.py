@@ -163,10 +163,7 @@ def why_not_started(device_id: int, missing: str) -> str | None:
         missing: See load_cuda.
     """
     causes = []
-    driver = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        ctypes.CDLL(driver)
-    except OSError:
+    if driver := missing_driver():
         causes.append(f"this machine has no NVIDIA driver ({driver} is missing), which a GPU needs")
     libraries = re.findall(r"Failed to load (\S+):", missing)
     if libraries:
@@ -181,6 +178,16 @@ def why_not_started(device_id: int, missing: str) -> str | None:
     if device_id < count:
         return None
     return f"there is no GPU {device_id}: this machine has {count}, counted from 0"
+
+
+def missing_driver() -> str | None:
+    """The name of the driver's library where it cannot be loaded."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return name
+    return None
 
 
 def placement(session: InferenceSession) -> dict[str, list[str]]:

@@ -67,8 +67,10 @@ class Step:
     Args:
         graph: The graph.
         shape: The shape of the run.
-        logits: A block with room for the logits from its first byte on; one of its own where None.
+        logits: A block for logits; one of its own where None.
+        row: The row of that block at which the step's logits begin.
         total: total_sequence_length in every run; the longest row's length where None.
+        chooses: Whether the most likely tokens are wanted, where the graph returns them.
         number: The number of the run among the captured ones, or EAGER.
     """
 
@@ -77,7 +79,9 @@ class Step:
         graph: LoadedGraph,
         shape: Shape,
         logits: Block | None = None,
+        row: int = 0,
         total: int | None = None,
+        chooses: bool = False,
         number: int = EAGER,
     ) -> None:
         self._graph = graph
@@ -102,17 +106,17 @@ class Step:
             self._given["inverse_temperature"].array[:] = 1
         self._constant_total = total is not None
         self._total = self._bind_host("total_sequence_length", np.array(total or 0, np.int32), total is not None)
+        self._top: dict[str, View] = {}
         if not shape.kept:
             return
         self._start = self._bind_host("logits_start", np.array([shape.tokens - shape.kept], np.int64), True)
         kept = (shape.count, shape.kept)
-        size = 4 * shape.count * shape.kept * graph.n_vocab
-        block = logits or allocate(graph.device, graph.device_id, size)
-        self._logits = View(block, 0, np.float32, (shape.count * shape.kept, graph.n_vocab))
+        rows = shape.count * shape.kept
+        block = logits or allocate(graph.device, graph.device_id, 4 * rows * graph.n_vocab)
+        self._logits = View(block, 4 * row * graph.n_vocab, np.float32, (rows, graph.n_vocab))
         place = (np.float32, (*kept, graph.n_vocab), self._logits.address)
         self._binding.bind_output("logits", graph.device, graph.device_id, *place)
-        self._top: dict[str, View] = {}
-        if graph.top_tokens and shape.kept == 1:
+        if graph.top_tokens and chooses:
             top = (*kept, graph.top_tokens)
             self._outputs, self._top = self._place([("top_ids", np.int64, top), ("top_logprobs", np.float32, top)])
             for name, view in self._top.items():

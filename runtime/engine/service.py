@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import AsyncIterator, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 from neo_tf.errors import EngineError, one_line
 
 from .engine import Engine
+from .engine_thread import EngineThread
 from .generation import Generation
 from .request import Request
 
@@ -63,8 +64,8 @@ class Service:
         self._running: dict[int, Submission] = {}  # by the id of the Generation
         self._closing = False
         self._dead: str | None = None  # why
-        self._thread = threading.Thread(target=self._run, name="neo-tf engine", daemon=True)
-        self._thread.start()
+        self._thread = engine.thread or EngineThread()
+        self._ended = self._thread.start(self._run)
         # A process must not end in the middle of a step.
         atexit.register(self.close)
 
@@ -99,7 +100,7 @@ class Service:
         requests = list(requests)
         for request in requests:
             self._engine.check(request)
-        if threading.current_thread() is self._thread:
+        if self._thread.is_current:
             raise EngineError("a callback of the engine's own cannot wait for it: use submit")
         submissions: list[Submission] = []
         try:
@@ -147,8 +148,8 @@ class Service:
             for submission in self._running.values():
                 self._engine.cancel(submission.generation)
             self._changed.notify()
-        if threading.current_thread() is not self._thread:  # a callback's: the thread ends after this step
-            self._thread.join()
+        if not self._thread.is_current:  # a callback's: the loop ends after this step
+            wait([self._ended])
         atexit.unregister(self.close)
 
     def __enter__(self) -> "Service":
@@ -164,6 +165,11 @@ class Service:
 
     def _run(self) -> None:
         busy = False
+        try:
+            self._engine.warm_up()
+        except BaseException as error:
+            self._die(f"the engine did not start: {type(error).__name__}: {one_line(error)}")
+            return
         while True:
             with self._changed:
                 while not (busy or self._submitted or self._closing):
