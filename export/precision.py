@@ -59,6 +59,20 @@ class Precision:
             return replace(self, dynamic=True)
         return None
 
+    @property
+    def windowed_caches(self) -> bool:
+        """Whether local layers of decoder.onnx cache their window only.
+
+        On CUDA such a cache could not be captured in a CUDA graph: the run that captures computes a step three times,
+        and each time would move the window on.
+        """
+        return self.target == "cpu"
+
+    @property
+    def chooses(self) -> bool:
+        """Whether decoder.onnx returns the most likely tokens, so that the logits can stay on the device."""
+        return self.target == "cuda"
+
     def block_size(self, inputs: int, bits: int) -> int:
         """The number of inputs that share a scale, in a quantised matrix.
 

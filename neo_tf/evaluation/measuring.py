@@ -76,5 +76,7 @@ def describe_model(session: Session) -> dict[str, Any]:
         "n_ctx": session.config.n_ctx,
         "weights_bytes": folder.data_path.stat().st_size,
         "bytes_per_token": read,
-        "cache_bytes_per_sequence": KVCache.bytes_per_slot(session.config, cache.dtype, cache.device),
+        "cache_bytes_per_sequence": KVCache.bytes_per_slot(
+            session.config, cache.dtype, cache.device, folder.windowed_caches
+        ),
     }

@@ -8,7 +8,7 @@ import numpy as np
 
 from neo_tf.cache_layout import cache_parts
 from neo_tf.errors import CheckpointError, ConfigError, NeoTFError, ProviderError, one_line
-from neo_tf.onnx_folder import DECODER, PREFILL, OnnxFolder
+from neo_tf.onnx_folder import DECODER, PREFILL, OnnxFolder, top_tokens
 
 from ..argument_kinds import Whole
 from .element_types import numpy_dtype
@@ -81,16 +81,24 @@ class Session:
             raise CheckpointError(f"{folder.path}: an ONNX folder of neo-tf has a {path.name}, and this one has none")
         self._session = self._load(path, threads)
         wanted = {"logits": [self.config.n_vocab]}
-        dtype = self._check_graph(path, self._session, {*_INPUTS, "logits_start"}, wanted)
+        names = {*_INPUTS, "logits_start"}
+        if folder.chooses:
+            names.add("inverse_temperature")
+            wanted["inverse_temperature"] = [1, 1]
+            wanted["top_logprobs"] = [top_tokens(self.config)]
+            wanted["top_ids"] = [top_tokens(self.config)]
+        dtype = self._check_graph(path, self._session, names, wanted)
         prompts = folder.graph_path(self.precision, PREFILL)
         self._prompts: InferenceSession | None = None
         if prompts.is_file() and exact_int8():
             self._prompts = self._load(prompts, threads)
             self._check_graph(prompts, self._prompts, set(_INPUTS), {})
         in_cache = slots + slots % 2 if self.in_pairs else slots  # the last slot of an odd number needs a neighbour
-        size = in_cache * KVCache.bytes_per_slot(self.config, dtype, self.device)
+        size = in_cache * KVCache.bytes_per_slot(self.config, dtype, self.device, folder.windowed_caches)
         small = size < folder.data_path.stat().st_size / 2  # compared with the weights
-        self.cache = KVCache(self.config, in_cache, dtype, self.device, self.device_id, large_pages=small)
+        self.cache = KVCache(
+            self.config, in_cache, dtype, self.device, self.device_id, folder.windowed_caches, large_pages=small
+        )
         self._decoders: dict[tuple[int, int], _Step] = {}  # by the first slot and the number of slots
         self._logits = np.empty((in_cache, 1, self.config.n_vocab), np.float32)  # of the last decode step, by slot
 
@@ -123,7 +131,7 @@ class Session:
             raise CheckpointError(
                 f"{path}: has no input {', '.join(sorted(missing))}: export it again with this neo-tf"
             )
-        parts = cache_parts(self.config)
+        parts = cache_parts(self.config, self.folder.windowed_caches)
         shapes = {value.name: value.shape for value in (*inputs, *session.get_outputs())}
         wanted = sizes | {part.past: [part.heads, part.columns] for part in parts}
         found = {name: [size for size in shape[1:] if isinstance(size, int)] for name, shape in shapes.items()}
@@ -213,7 +221,7 @@ class Session:
         self, session: InferenceSession, slot: int, count: int, tokens: int, logits: np.ndarray | None = None
     ) -> _Step:
         """A run of `tokens` tokens of each of the slots [slot, slot + count), which writes these logits."""
-        step = _Step(session, count, tokens, logits)
+        step = _Step(session, count, tokens, logits, self.folder.chooses and logits is not None)
         self.cache.bind(step.binding, slot, count)
         return step
 
@@ -227,9 +235,12 @@ class _Step:
         tokens: The number of tokens of each sequence.
         logits: float32 [count, n, n_vocab], where the graph writes the logits of the last n tokens; None for a graph
             without logits.
+        chooses: Whether the graph takes inverse_temperature.
     """
 
-    def __init__(self, session: InferenceSession, count: int, tokens: int, logits: np.ndarray | None) -> None:
+    def __init__(
+        self, session: InferenceSession, count: int, tokens: int, logits: np.ndarray | None, chooses: bool
+    ) -> None:
         self._session = session
         self.binding = session.io_binding()
         self._tokens = np.arange(tokens)
@@ -247,6 +258,9 @@ class _Step:
             self._logits_start = np.array([tokens - logits.shape[1]], np.int64)
             _bind(self.binding.bind_input, "logits_start", self._logits_start)
             _bind(self.binding.bind_output, "logits", self._logits)
+        if chooses:
+            self._inverse_temperature = np.ones((count, 1, 1), np.float32)
+            _bind(self.binding.bind_input, "inverse_temperature", self._inverse_temperature)
 
     def run(self, token_ids: np.ndarray, past: int | np.ndarray) -> None:
         """Runs the graph.

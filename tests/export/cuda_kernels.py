@@ -48,6 +48,7 @@ CUDA_KERNELS = {
     "Squeeze": "INT64",
     "Sub": "FLOAT FLOAT16",
     "Tanh": "FLOAT FLOAT16",
+    "TopK": "FLOAT",
     "Transpose": "BFLOAT16 FLOAT FLOAT16",
     "Trilu": "FLOAT",
     "Unsqueeze": "BFLOAT16 FLOAT16",
