@@ -468,7 +468,7 @@ def test_the_last_sequences_move_to_the_slots_that_others_left(exported, name, t
     session = Session(folder, slots=4)
     limit = session.cache.bytes_at_most - 1 if tight else None
     widths, decode = [], session.decode
-    session.decode = lambda first, ids, past, *more: (widths.append((first, len(ids))), decode(first, ids, past, *more))[1]
+    session.decode = lambda first, ids, *more: (widths.append((first, len(ids))), decode(first, ids, *more))[1]
     copies, copy = [], session.cache.copy
     session.cache.copy = lambda *places: (copies.append(places), copy(*places))
     new = min(100, session.config.n_ctx - 3)
