@@ -330,13 +330,14 @@ class Session:
     def _check_memory(self, slot_bytes: int) -> None:
         """Raises ProviderError where the GPU's memory does not hold the cache beside what else is needed."""
         config = self.config
-        # The activations of a prompt's piece, and the logits of a step in several forms.
-        working = 512 * 32 * config.n_embd + 16 * max(self.slots, MOST_SCORED) * config.n_vocab + _RESERVED
+        # The activations of a prompt's piece, and a token's logits in several forms, for each slot too.
+        logits_bytes = 16 * config.n_vocab
+        working = 512 * 32 * config.n_embd + MOST_SCORED * logits_bytes + _RESERVED
         free = Cudart(self.device_id).free_memory()
         room = max(free - working, 0)
-        if slot_bytes == 0 or (self.slots + 1) * slot_bytes <= room:  # one more for the shared-prefix cache
+        fit = max(room // (slot_bytes + logits_bytes) - 1, 0)  # one is for the shared-prefix cache
+        if self.slots <= fit:
             return
-        fit = max(room // slot_bytes - 1, 0)
         raise ProviderError(
             f"{self.folder.path}: GPU {self.device_id} has {readable_bytes(free)} free beside the weights, and {fit} "
             f"slots fit there ({readable_bytes(slot_bytes)} each, and as much for shared prefixes), not {self.slots}"
