@@ -11,9 +11,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import neo_tf
 from cuda_layout import export_cuda_layout
 from cuda_standin import stand_in
+
+import neo_tf
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GOLDEN = FIXTURES / "golden"
@@ -100,7 +101,7 @@ def reference():
 def pytest_generate_tests(metafunc):
     """The engine's tests of exported models run twice: on the CPU, and on the stand-in for CUDA."""
     is_engines = metafunc.definition.path.parent == ENGINE_TESTS
-    if is_engines and "exported" in metafunc.fixturenames and not metafunc.definition.get_closest_marker("cpu_layout"):
+    if is_engines and "exported" in metafunc.fixturenames and not metafunc.definition.get_closest_marker("cpu_only"):
         cuda = pytest.param("cuda", marks=pytest.mark.cuda_standin)
         metafunc.parametrize("device", ["cpu", cuda], indirect=True)
 

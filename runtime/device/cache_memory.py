@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -43,7 +44,8 @@ class SlotTensor(NamedTuple):
         return self.shape[2] * self.dtype.itemsize
 
 
-class RowCopy(NamedTuple):
+@dataclass(frozen=True)
+class RowCopy:
     """A copy of rows of all heads from one memory into another, or within one.
 
     Args:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig
 
     from .kv_cache import KVCache
+    from .one_thread import OneThread
 
 
 class DecodedRows(Protocol):
@@ -88,8 +89,11 @@ class DecoderSession(Protocol):
         ...
 
     @property
-    def one_thread(self) -> bool:
-        """Whether decode and warm_up must always be called in the same thread."""
+    def thread(self) -> OneThread | None:
+        """The thread that decode runs in, whoever calls it; None where it runs in the caller's.
+
+        To call it from there saves the way between two threads.
+        """
         ...
 
     def warm_up(self) -> None:

@@ -21,6 +21,7 @@ from .element_types import numpy_dtype
 from .kv_cache import KVCache
 from .machine import exact_int8
 from .memory import allocate
+from .one_thread import OneThread
 from .providers import choose, create_session, placement, session_options
 from .step import EAGER, LoadedGraph, Shape, Step
 
@@ -65,6 +66,8 @@ class Session:
         buckets: The numbers of slots that decode takes, in ascending order, all from slot 0; empty where it takes any
             neighbouring slots.
         graphs: Whether decode steps are captured as CUDA graphs.
+        thread: The thread that decode runs in, whoever calls it, where graphs are used: they belong to the thread that
+            captured them. None where it runs in the caller's.
 
     Raises:
         CheckpointError: The folder is damaged, or export_onnx did not write it.
@@ -95,6 +98,7 @@ class Session:
             raise CheckpointError(f"{folder.path}: an ONNX folder of neo-tf has a {path.name}, and this one has none")
         self.buckets = self._choose_buckets()
         self.graphs = self._choose_graphs(graphs)
+        self.thread = OneThread() if self.graphs else None
         decoder = self._load(path, threads)
         wanted = {"logits": [self.config.n_vocab]}
         names = {*_INPUTS, "logits_start"}
@@ -116,10 +120,8 @@ class Session:
         if self.device == "cuda":
             self._check_memory(slot_bytes)
         small = in_cache * slot_bytes < folder.data_path.stat().st_size / 2  # compared with the weights
-        self.cache = KVCache(
-            self.config, in_cache, dtype, self.device, self.device_id, small, folder.windowed_caches
-        )
-        # Of the last decode step, or of a scored piece of a prompt: of each run alone, as the next one writes over them.
+        self.cache = KVCache(self.config, in_cache, dtype, self.device, self.device_id, small, folder.windowed_caches)
+        # Of the last decode step by slot, or on CUDA of a scored piece of a prompt.
         kept = max(in_cache, MOST_SCORED) if self.buckets else in_cache
         self._logits = allocate(self.device, self.device_id, 4 * kept * self.config.n_vocab)
         self._decoders: dict[tuple[int, int], Step] = {}  # by the first slot and the number of slots
@@ -176,11 +178,6 @@ class Session:
     def placement(self) -> dict[str, list[str]]:
         """The names of decoder.onnx's nodes that each provider runs, on CUDA; see placement in providers.py."""
         return placement(self._decoder.session)
-
-    @property
-    def one_thread(self) -> bool:
-        """Whether decode must always be called in the same thread: CUDA graphs belong to the one that captured them."""
-        return self.graphs
 
     @property
     def has_prompt_graph(self) -> bool:
@@ -269,10 +266,14 @@ class Session:
 
         Returns:
             The rows' logits, and their most likely tokens where the graph chooses. The next call writes over them.
-
-        Raises:
-            EngineError: With CUDA graphs, a call in another thread than the first one.
         """
+        if self.thread and not self.thread.is_current:
+            return self.thread.run(lambda: self._decode(first, token_ids, past, inverse_temperatures))
+        return self._decode(first, token_ids, past, inverse_temperatures)
+
+    def _decode(
+        self, first: int, token_ids: np.ndarray, past: np.ndarray, inverse_temperatures: np.ndarray | None
+    ) -> Step:
         count = len(token_ids)
         step = self._decoders.get((first, count))
         if step is None:
@@ -283,8 +284,8 @@ class Session:
     def warm_up(self) -> None:
         """Captures the decode step of every bucket as a CUDA graph, where graphs are used.
 
-        Call it in the thread that will call decode, while no slot holds a text: each step is run three times, and
-        writes into the first position of its slots.
+        Call it while no slot holds a text: each step is run three times, and writes into the first position of its
+        slots.
         """
         if not self.graphs:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 EAGER = -1  # the number of a run that is not captured
 
 
-class Shape(NamedTuple):
+@dataclass(frozen=True)
+class Shape:
     """The shape of a run.
 
     Args:
@@ -58,11 +60,11 @@ class LoadedGraph(NamedTuple):
 class Step:
     """The bound buffers of a run of one shape. After a run it is the run's DecodedRows, if there was a token of each row.
 
-    What the host writes for a run lies in one block, and is pushed at once. What it reads of the most likely tokens lies
-    in another one, and is pulled at once. Logits stay on the device until they are asked for.
+    What the host writes for a run lies in one block, and is pushed at once. What it reads of the most likely tokens
+    lies in another one, and is pulled at once. Logits stay on the device until they are asked for.
 
-    Where a run is captured as a CUDA graph, the graph holds the addresses of all buffers and the values that the host
-    reads. So they never change: the caches are bound once, and the host's values are constants.
+    Where a run is captured as a CUDA graph, the graph holds the addresses of all buffers and the values that kernels
+    read in the host's memory. So they never change: the caches are bound once, and those values are constants.
 
     Args:
         graph: The graph.
@@ -131,7 +133,9 @@ class Step:
         cache.bind(self._binding, slot, self._shape.count)
         self._slot = slot
 
-    def run(self, token_ids: np.ndarray, past: int | np.ndarray, inverse_temperatures: np.ndarray | None = None) -> None:
+    def run(
+        self, token_ids: np.ndarray, past: int | np.ndarray, inverse_temperatures: np.ndarray | None = None
+    ) -> None:
         """Runs the graph.
 
         Args:

@@ -12,7 +12,6 @@ from neo_tf.errors import EngineError, RequestError, one_line
 from ..argument_kinds import Whole
 from ..device.session import QUANTISED
 from .beam_sequence import BeamSequence
-from .engine_thread import EngineThread
 from .generation import FinishReason, Generation
 from .prefix_cache import PrefixCache
 from .request import Request
@@ -70,7 +69,7 @@ class Engine:
         self._running: list[RunningSequence] = []
         self._any_cancelled = False
         self._is_warm = False
-        self.thread = EngineThread() if session.one_thread else None
+        self.thread = session.thread
         self._turns = Turns(self, self.thread)
 
     def generate(self, requests: Iterable[Request]) -> list[Generation]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from neo_tf.errors import EngineError, one_line
 
+from ..device.one_thread import OneThread
 from .engine import Engine
-from .engine_thread import EngineThread
 from .generation import Generation
 from .request import Request
 
@@ -64,7 +64,7 @@ class Service:
         self._running: dict[int, Submission] = {}  # by the id of the Generation
         self._closing = False
         self._dead: str | None = None  # why
-        self._thread = engine.thread or EngineThread()
+        self._thread = engine.thread or OneThread()
         self._ended = self._thread.start(self._run)
         # A process must not end in the middle of a step.
         atexit.register(self.close)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from neo_tf.errors import EngineError, one_line
 
-from .engine_thread import EngineThread
+from ..device.one_thread import OneThread
 from .generation import Generation
 from .request import Request
 
@@ -90,22 +90,23 @@ class Turns:
     """Runs the calls of many threads on one engine, together. Each thread waits for its own requests.
 
     There is no thread beside those that call. The first one steps the engine until its own requests have ended, and the
-    requests of the others run in the same steps. Then another one, whose requests have not ended yet, goes on. An engine
-    that has a thread of its own is stepped there for all of them, as long as there are calls.
+    requests of the others run in the same steps. Then another one, whose requests have not ended yet, goes on. An
+    engine that has a thread of its own is stepped there for all of them, as long as there are calls.
 
     Args:
         engine: The engine. Nobody else may step it while calls run.
         thread: The engine's own thread, if it has one.
     """
 
-    def __init__(self, engine: SteppedEngine, thread: EngineThread | None = None) -> None:
+    def __init__(self, engine: SteppedEngine, thread: OneThread | None = None) -> None:
         self._engine = engine
         self._thread = thread
         self._changed = threading.Condition()
         self._stepper: int | None = None  # the thread whose turn it is
         self._submitted: list[Generation] = []  # no step has seen them yet
         self._calls: dict[int, _Call] = {}  # by the id of each Generation that has not ended
-        self._given_up = False  # whether the next step has cancelled Generations to drop, which no call waits for
+        self._steps = 0  # of the engine's own thread
+        self._due = 0  # steps that it has to take even if no call is left: they drop what was cancelled
 
     def run(self, requests: Sequence[Request]) -> list[Generation]:
         """Runs requests, which have been checked, to their ends.
@@ -171,12 +172,15 @@ class Turns:
         try:
             while True:
                 with self._changed:
-                    if not (self._calls or self._given_up):
+                    if not (self._calls or self._due):
                         self._stepper = None
                         self._changed.notify_all()
                         return
-                    self._given_up = False
+                    self._due = max(self._due - 1, 0)
                 self._step()
+                with self._changed:
+                    self._steps += 1
+                    self._changed.notify_all()
         except BaseException as error:
             self._fail_others(None, error)
             with self._changed:
@@ -237,4 +241,8 @@ class Turns:
             for generation in call.generations:
                 if not generation.finish_reason:
                     self._engine.cancel(generation)
-            self._given_up = True
+            if self._thread:
+                # The step that runs may have looked for cancelled ones already.
+                self._due = 2
+                enough = self._steps + self._due
+                self._changed.wait_for(lambda: self._stepper is None or self._steps >= enough)

@@ -172,7 +172,9 @@ def test_rows_are_where_dropped_says(exported, every_position, steps):
             whole.prefill(0, ids[:past], 0)
             for begin in {kept, past - 1, max(kept, past - 9)}:
                 pairs = zip(
-                    rows_of(session.cache, 0, begin, past, past), rows_of(whole.cache, 0, begin, past, past), strict=True
+                    rows_of(session.cache, 0, begin, past, past),
+                    rows_of(whole.cache, 0, begin, past, past),
+                    strict=True,
                 )
                 for found, expected in pairs:
                     assert found.shape[1] == past - begin

@@ -114,7 +114,9 @@ def test_a_session_does_not_fall_back_silently(cuda_folder, machine, monkeypatch
 
 
 def test_libraries_that_are_missing_are_named_with_what_installs_them(monkeypatch):
-    said = "Failed to load /x/libcublasLt.so.13: no such file\nFailed to load libcurand.so.10: none\nPlease follow it.\n"
+    said = (
+        "Failed to load /x/libcublasLt.so.13: no such file\nFailed to load libcurand.so.10: none\nPlease follow it.\n"
+    )
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(said))
     monkeypatch.setattr(providers, "missing_driver", lambda: None)
     why = providers.why_not_started(0, providers.load_cuda())

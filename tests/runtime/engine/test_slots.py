@@ -134,6 +134,7 @@ def test_requests_wait_in_order_for_their_memory(exported):
         assert generation.tokens == alone.tokens
 
 
+@pytest.mark.cpu_only
 def test_a_request_over_the_limit_is_refused_and_others_are_not(exported):
     session = Session(exported(GOLDEN / "tiny-global-local"), slots=2)
     engine = Engine(session, cache_bytes=session.cache.bytes_of(100))
@@ -141,3 +142,21 @@ def test_a_request_over_the_limit_is_refused_and_others_are_not(exported):
         engine.submit(Request([1, 2]))  # to the end of the context
     (generation,) = engine.generate([Request([1, 2], max_new_tokens=50)])
     assert len(generation.tokens) == 50
+
+
+def test_on_cuda_a_slot_is_taken_whole(exported, device):
+    """Room for two slots and a half: of five requests two run at a time, however short they are."""
+    session = Session(exported(GOLDEN / "tiny-global-local"), slots=4)
+    if device == "cpu":
+        assert session.cache.bytes_of(1) < session.cache.bytes_of(session.config.n_ctx)
+        return
+    whole = session.cache.bytes_of(1)
+    assert whole == KVCache.bytes_per_slot(session.config, windowed=False)
+    engine, most, busy = Engine(session, cache_bytes=5 * whole // 2), 0, True
+    generations = [engine.submit(Request([number, 1], max_new_tokens=6)) for number in range(5)]
+    while busy:
+        busy = engine.step()
+        most = max(most, len(engine._running))
+    assert most == 2 and all(len(generation.tokens) == 6 for generation in generations)
+    with pytest.raises(RequestError, match="the limit is"):
+        Engine(session, cache_bytes=whole - 1).submit(Request([1], max_new_tokens=1))

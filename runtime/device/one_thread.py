@@ -1,4 +1,4 @@
-"""The thread that steps an engine: a Service's, or the one that CUDA graphs belong to."""
+"""A thread that runs one function after the other: a Service's, or the one that a session's CUDA graphs belong to."""
 
 import queue
 import threading
@@ -8,8 +8,8 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 
-class EngineThread:
-    """One thread, which runs one function after the other. It begins with the first, and ends with this object."""
+class OneThread:
+    """One thread, which begins with its first function, and ends with this object."""
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
@@ -37,7 +37,7 @@ class EngineThread:
         return done
 
     def run(self, function: Callable[[], Any]) -> Any:
-        """Lets the thread run a function, and returns or raises what it does. In the thread itself it is just called."""
+        """Lets the thread run a function, and returns or raises what it does. In the thread itself it is called."""
         if self.is_current:
             return function()
         done = self.start(function)
@@ -55,4 +55,4 @@ def _work(tasks: "queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None
             done.set_result(function())
         except BaseException as error:
             done.set_exception(error)
-        del task, function, done  # they hold the engine
+        del task, function, done  # they may hold what this object belongs to
