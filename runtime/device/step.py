@@ -58,7 +58,7 @@ class LoadedGraph(NamedTuple):
 
 
 class Step:
-    """The bound buffers of a run of one shape. After a run it is the run's DecodedRows, if there was a token of each row.
+    """The bound buffers of a run of one shape. After a run of one token of each row it is the run's DecodedRows.
 
     What the host writes for a run lies in one block, and is pushed at once. What it reads of the most likely tokens
     lies in another one, and is pulled at once. Logits stay on the device until they are asked for.
