@@ -239,26 +239,26 @@ def test_a_buffer_cannot_move_after_the_capture(folders, gpus):
         session.decode(0, np.zeros(1, int), np.zeros(1, int))
 
 
-def test_another_thread_is_refused(folders, gpus, monkeypatch):
-    session, errors = Session(folders["tiny-global-local"], slots=2), []
+def test_every_thread_decodes_in_the_sessions_own(folders, gpus):
+    session = Session(folders["tiny-global-local"], slots=2)
+    expected = walk(session, lengths=(5, 9))
+    found = []
+    thread = threading.Thread(target=lambda: found.append(walk(session, lengths=(5, 9))))
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(found[0], expected)
+    assert {captured_in for *_, captured_in in cuda_graph(session).captured.values()} == {session.thread.ident}
+
+
+def test_a_captured_step_is_refused_in_another_thread(folders, gpus, monkeypatch):
+    session = Session(folders["tiny-global-local"], slots=2)
     session.warm_up()
-
-    def decode():
-        try:
-            session.decode(0, np.zeros(1, int), np.zeros(1, int))
-        except (EngineError, AssertionError) as error:
-            errors.append(error)
-
-    def elsewhere():
-        thread = threading.Thread(target=decode)
-        thread.start()
-        thread.join()
-
-    elsewhere()
-    assert "in the thread that captured it" in str(errors[0])
+    arguments = 0, np.zeros(1, int), np.zeros(1, int), None
+    with pytest.raises(EngineError, match="in the thread that captured it"):
+        session._decode(*arguments)
     monkeypatch.setattr("neo_tf.runtime.device.step.Step._check_thread", lambda step: None)
-    elsewhere()
-    assert "belongs to another thread" in str(errors[1])
+    with pytest.raises(AssertionError, match="belongs to another thread"):
+        session._decode(*arguments)
 
 
 def test_a_capture_of_running_sums_is_seen(folders, gpus, monkeypatch):
