@@ -1,6 +1,7 @@
 """Graphs for CUDA, tested without a GPU: every node has a CUDA kernel, and fp16 and bf16 are exact enough.
 
-The list of kernels was made by ONNX Runtime 1.31's own CUDA provider, which placed each of these graphs.
+The list of kernels was made by ONNX Runtime 1.31's own CUDA provider, which placed each of these graphs; where it
+is installed, test_cuda_provider.py asks it again.
 """
 
 import json
