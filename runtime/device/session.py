@@ -12,6 +12,7 @@ from neo_tf.onnx_folder import DECODER, PREFILL, OnnxFolder, top_tokens
 
 from ..argument_kinds import Whole
 from .element_types import numpy_dtype
+from .host_rows import HostRows
 from .kv_cache import KVCache
 from .machine import exact_int8
 from .providers import choose, create_session, placement, session_options
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onnxruntime import InferenceSession
+
+    from .decoder_session import DecodedRows
 
 QUANTISED = ("int8", "int4")
 # A folder has two graphs, each with threads of its own. The threads of one graph must not stay awake for 20 ms, as ONNX
@@ -190,7 +193,9 @@ class Session:
         self._step(self._session, slot, 1, len(token_ids), logits).run(token_ids[None], past)
         return logits[0, :kept]
 
-    def decode(self, first: int, token_ids: np.ndarray, past: np.ndarray) -> np.ndarray:
+    def decode(
+        self, first: int, token_ids: np.ndarray, past: np.ndarray, inverse_temperatures: np.ndarray | None = None
+    ) -> DecodedRows:
         """Runs one token of each of several sequences in neighbouring slots, each sequence at its own length.
 
         Args:
@@ -199,9 +204,10 @@ class Session:
                 sequence takes any token.
             past: int [count], the number of tokens that each slot holds. An empty slot's 0 lets the token overwrite the
                 slot's first position, which does no harm.
+            inverse_temperatures: Nothing is chosen by this graph, so that they change nothing.
 
         Returns:
-            float32 [count, n_vocab], in a buffer that the next call writes over.
+            The rows' logits, in a buffer that the next step of these slots writes over.
         """
         count = len(token_ids)
         step = self._decoders.get((first, count))
@@ -209,7 +215,7 @@ class Session:
             step = self._step(self._session, first, count, 1, self._logits[first : first + count])
             self._decoders[first, count] = step
         step.run(np.reshape(token_ids, (count, 1)), past)
-        return self._logits[first : first + count, 0]
+        return HostRows(self._logits[first : first + count, 0])
 
     def _step(
         self, session: InferenceSession, slot: int, count: int, tokens: int, logits: np.ndarray | None = None
