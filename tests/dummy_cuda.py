@@ -45,20 +45,14 @@ def build(folder):
         rest.write_text("".join(f"__attribute__((weak)) long {name}(void) {{ return 0; }}\n" for name in sorted(names)))
         versions = folder / "versions"
         versions.write_text(f"{library} {{ global: *; }};\n")
-        options = [
-            "-O1",
-            "-w",
-            "-shared",
-            "-fPIC",
-            "-pthread",
-            f"-Wl,-soname,{library}",
-            f"-Wl,--version-script={versions}",
-        ]
-        subprocess.run(["cc", *options, SOURCE, rest, "-o", folder / library], check=True)
+        linking = [f"-Wl,-soname,{library}", f"-Wl,--version-script={versions}"]
+        command = ["cc", "-O1", "-w", "-shared", "-fPIC", "-pthread", *linking, SOURCE, rest, "-o", folder / library]
+        subprocess.run(command, check=True)
     return folder
 
 
 def load(folder):
     """Loads the libraries into this process, before the provider looks for them, and returns CUDA's runtime."""
-    paths = sorted(Path(folder).glob("lib*.so.*"), key=lambda path: "libcudart" not in path.name)  # it is first
-    return [ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL) for path in paths][0]
+    paths = sorted(Path(folder).glob("lib*.so.*"), key=lambda path: "libcudart" not in path.name)
+    runtime, *_ = [ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL) for path in paths]
+    return runtime

@@ -3,7 +3,8 @@
     python cuda_provider.py DUMMY_CUDA FOLDER ...
 
 DUMMY_CUDA is what dummy_cuda.build made. For each ONNX folder for CUDA one line of JSON says where the provider places
-the nodes of its first decoder graph, and what a decode step of two sequences does. The numbers it computes mean nothing.
+the nodes of its first decoder graph, and what a decode step of two sequences does. The numbers that come out mean
+nothing.
 """
 
 import json

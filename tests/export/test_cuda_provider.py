@@ -1,9 +1,10 @@
-"""ONNX Runtime's own CUDA provider, on a machine without a GPU: where it places the nodes, what it launches and captures.
+"""ONNX Runtime's own CUDA provider, on a machine without a GPU: where it places nodes, what it launches and captures.
 
 CUDA's libraries are replaced by ones that do nothing (tests/dummy_cuda.c), so nothing is said about numbers.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,9 +31,9 @@ def reports(tmp_path_factory):
     """A function from ONNX folders for CUDA to what the provider does with each: see cuda_provider.py."""
     libraries = dummy_cuda.build(tmp_path_factory.mktemp("dummy_cuda"))
 
-    def run(*folders):
+    def run(*folders, **variables):
         command = [sys.executable, str(SCRIPT), str(libraries), *map(str, folders)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
         assert done.returncode == 0, done.stderr[-2000:]
         return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -88,6 +89,18 @@ def test_the_kernels_of_published_head_sizes(head_size, precision, reports, tmp_
     attention = [name for name in found["launches"] if "mha" in name]
     assert len(attention) == 2
     assert all(f"H{head_size}" in name and "grp1" in name for name in attention)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_weight_only_products_are_there_when_they_are_asked_for(precision, reports, tmp_path):
+    """ONNX Runtime's variable ORT_FPA_INTB_GEMM: see docs/precisions.md."""
+    folder = shaped(tmp_path / "model", precision, n_embd=128, n_layer=1, attention_types=[[["global"], 1]])
+    products = {}
+    for value in "01":
+        (found,) = reports(folder, ORT_FPA_INTB_GEMM=value)
+        products[value] = sum("fpa_intb" in name.lower() or "fpaintb" in name.lower() for name in found["launches"])
+    # qkv, o, c_fc and the head; the last layer's c_proj is not one of them, as ONNX Runtime adds its bias to it.
+    assert products == {"0": 0, "1": 4}
 
 
 def test_a_node_without_a_kernel_would_be_seen(reports, tmp_path):
