@@ -67,6 +67,10 @@ class ChoosingSession(Session):
         self._steps.append(ChosenRows(self.changed(logits), inverse_temperatures))
         return self._steps[-1]
 
+    def warm_up(self):
+        super().warm_up()
+        self._steps.clear()
+
     def changed(self, logits):
         """The logits that a step returns; a test may replace it."""
         return logits

@@ -97,7 +97,9 @@ def check_schedules(monkeypatch, sessions, precision, examples=25):
     pieces = [5, 16, 256] if precision == "fp32" else [64, 256]
     monkeypatch.setattr("neo_tf.runtime.engine.prefix_cache.BLOCK", 8 if precision == "fp32" else 64)
 
-    @hypothesis.settings(max_examples=examples if precision == "fp32" else 8, deadline=None, derandomize=True, phases=PHASES)
+    examples = examples if precision == "fp32" else 8
+
+    @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, phases=PHASES)
     @hypothesis.given(st.data())
     def run(data):
         chunk = data.draw(st.sampled_from(pieces), "chunk")
