@@ -19,6 +19,7 @@ from cuda_layout import export_cuda_layout
 from cuda_standin import stand_in
 
 import neo_tf
+from tests.gpu.start import why_no_gpu
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GOLDEN = FIXTURES / "golden"
@@ -94,6 +95,14 @@ def _split(prompt, output, padding):
     start = int((prompt != padding).sum())
     end = int((output != padding).sum())
     return output[:start].tolist(), output[start:end].tolist()
+
+
+@pytest.fixture(scope="session")
+def gpu():
+    """Skips a test where no GPU starts, with the reason: only starting a session tells."""
+    why = why_no_gpu()
+    if why:
+        pytest.skip(f"no GPU starts here: {why}")
 
 
 @pytest.fixture(scope="session")
