@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from neo_tf.errors import ProviderError
+from neo_tf.sizes import readable_bytes
 
 _TO_DEVICE, _TO_HOST, _ON_DEVICE = 1, 2, 3  # cudaMemcpyKind
 _STREAM = ctypes.c_void_p(None)  # the default stream
@@ -37,7 +38,12 @@ class Cudart:
     def allocate(self, size: int) -> int:
         """Takes `size` bytes of the GPU's memory, all zero, and returns their address."""
         address = ctypes.c_void_p()
-        self._call("cudaMalloc", ctypes.byref(address), ctypes.c_size_t(size))
+        try:
+            self._call("cudaMalloc", ctypes.byref(address), ctypes.c_size_t(size))
+        except ProviderError as error:
+            raise ProviderError(
+                f"GPU {self._device_id} cannot give {readable_bytes(size)} of memory: {error}"
+            ) from None
         assert address.value is not None
         self._call("cudaMemset", address, ctypes.c_int(0), ctypes.c_size_t(size))
         self._wait()

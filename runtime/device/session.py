@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from neo_tf.cache_layout import cache_parts
-from neo_tf.errors import CheckpointError, ConfigError, NeoTFError, ProviderError, one_line
+from neo_tf.errors import ProviderError
 from neo_tf.notes import note
-from neo_tf.onnx_folder import DECODER, PREFILL, OnnxFolder, top_tokens
+from neo_tf.onnx_folder import OnnxFolder
 from neo_tf.sizes import readable_bytes
 
 from ..argument_kinds import Whole
 from .buckets import MOST_SCORED, pieces, row_buckets
 from .cudart import Cudart
-from .element_types import numpy_dtype
+from .graph_files import GraphFiles
 from .kv_cache import KVCache
 from .machine import exact_int8
 from .memory import allocate
 from .one_thread import OneThread
-from .providers import choose, create_session, placement, session_options
+from .providers import choose, placement
 from .step import EAGER, LoadedGraph, Shape, Step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from onnxruntime import InferenceSession
-
     from .decoder_session import DecodedRows
 
 QUANTISED = ("int8", "int4")
-# A folder has two graphs, each with threads of its own. The threads of one graph must not stay awake for 20 ms, as ONNX
-# Runtime would let them, while the other graph runs.
-_SPIN_MICROSECONDS = 1000
 _RESERVED = 2**28  # bytes of a GPU's memory for ONNX Runtime, cuBLAS and captured graphs
-_INPUTS = ("input_ids", "position_ids", "seqlens_k", "total_sequence_length")
 
 
 class Session:
@@ -93,28 +85,12 @@ class Session:
         self.device, self.device_id = choose(device, folder.target)
         if self.precision == "bf16" and self.device == "cpu":
             raise ProviderError(f"{folder.path}: bf16 has kernels on CUDA alone")
-        path = folder.graph_path(self.precision, DECODER)
-        if not path.is_file():
-            raise CheckpointError(f"{folder.path}: an ONNX folder of neo-tf has a {path.name}, and this one has none")
         self.buckets = self._choose_buckets()
         self.graphs = self._choose_graphs(graphs)
         self.thread = OneThread() if self.graphs else None
-        decoder = self._load(path, threads)
-        wanted = {"logits": [self.config.n_vocab]}
-        names = {*_INPUTS, "logits_start"}
-        if folder.chooses:
-            names.add("inverse_temperature")
-            wanted["inverse_temperature"] = [1, 1]
-            wanted["top_logprobs"] = [top_tokens(self.config)]
-            wanted["top_ids"] = [top_tokens(self.config)]
-        dtype = self._check_graph(path, decoder, names, wanted)
-        self._decoder = self._loaded(decoder, top_tokens(self.config) if folder.chooses else 0)
-        prompts = folder.graph_path(self.precision, PREFILL)
-        self._prompts: LoadedGraph | None = None
-        if prompts.is_file() and exact_int8():
-            session = self._load(prompts, threads)
-            self._check_graph(prompts, session, set(_INPUTS), {})
-            self._prompts = self._loaded(session)
+        files = GraphFiles(folder, self.precision, self.device, self.device_id, threads, self.graphs)
+        self._decoder, dtype = files.open_decoder()
+        self._prompts = files.open_prompts() if exact_int8() else None
         in_cache = slots + slots % 2 if self.in_pairs else slots  # the last slot of an odd number needs a neighbour
         slot_bytes = KVCache.bytes_per_slot(self.config, dtype, folder.windowed_caches)
         if self.device == "cuda":
@@ -126,53 +102,6 @@ class Session:
         self._logits = allocate(self.device, self.device_id, 4 * kept * self.config.n_vocab)
         self._decoders: dict[tuple[int, int], Step] = {}  # by the first slot and the number of slots
         self._pieces: dict[Shape, Step] = {}  # of prompts, on CUDA
-
-    def _load(self, path: Path, threads: int | None) -> InferenceSession:
-        options = session_options(threads, _SPIN_MICROSECONDS)
-        try:
-            return create_session(path, self.device, self.device_id, options, self.graphs)
-        except NeoTFError:
-            raise
-        except Exception as error:  # onnxruntime's errors have no common base
-            if self.device == "cuda" and re.search("out of memory|allocate memory", str(error)):
-                raise ProviderError(f"{path}: GPU {self.device_id} has no memory for the weights") from None
-            raise CheckpointError(f"{path}: cannot be loaded: {one_line(error)}") from None
-
-    def _loaded(self, session: InferenceSession, top: int = 0) -> LoadedGraph:
-        return LoadedGraph(session, self.device, self.device_id, self.config.n_vocab, top, self.graphs)
-
-    def _check_graph(
-        self, path: Path, session: InferenceSession, names: set[str], sizes: dict[str, list[int]]
-    ) -> np.dtype:
-        """Checks that a graph agrees with the config, to which the buffers are cut, before it reads and writes them.
-
-        Args:
-            path: The graph's file, for the messages.
-            session: The graph.
-            names: Inputs that the graph must have.
-            sizes: The fixed sizes of inputs and outputs other than the cache's, after the batch.
-
-        Returns:
-            The type of keys and values.
-        """
-        inputs = session.get_inputs()
-        missing = names - {value.name for value in inputs}
-        if missing:
-            raise CheckpointError(
-                f"{path}: has no input {', '.join(sorted(missing))}: export it again with this neo-tf"
-            )
-        parts = cache_parts(self.config, self.folder.windowed_caches)
-        shapes = {value.name: value.shape for value in (*inputs, *session.get_outputs())}
-        wanted = sizes | {part.past: [part.heads, part.columns] for part in parts}
-        found = {name: [size for size in shape[1:] if isinstance(size, int)] for name, shape in shapes.items()}
-        caches = {name for name in shapes if name.startswith("past_key_values.")}
-        for name in sorted({*wanted, *caches}):
-            if found.get(name) != wanted.get(name):
-                raise ConfigError(
-                    f"{path}: {name} has sizes {found.get(name)}, but config.json asks for {wanted.get(name)}"
-                )
-        keys = {part.past for part in parts if part.kind != "sums"}
-        return numpy_dtype(next((value.type for value in inputs if value.name in keys), "tensor(float)"))
 
     @property
     def placement(self) -> dict[str, list[str]]:
