@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 import neo_tf
 from neo_tf.errors import RequestError
 
-from . import openai_completions, operations
+from . import not_served, openai_chat, openai_completions, operations, tokens
 from .errors import ClientGoneError, ServerError, error_of, openai_form
 from .field_errors import field_error
 from .middleware import Entrance
@@ -45,6 +45,9 @@ class Protocol:
 
 PROTOCOLS = (
     Protocol(openai_completions.router),
+    Protocol(openai_chat.router),
+    Protocol(not_served.router),
+    Protocol(tokens.router),
     Protocol(
         operations.router,
         open_paths=frozenset(("/health", "/ready")),
