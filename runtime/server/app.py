@@ -54,7 +54,45 @@ PROTOCOLS = (
         always_open=frozenset(("/health", "/ready", "/metrics", "/version")),
     ),
 )
+_MAYBE_TEXT = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+_ERROR = {
+    "description": "An error, such as 400 with the field that is wrong",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "error": {
+                        "type": "object",
+                        "properties": {
+                            "message": {"type": "string"},
+                            "type": {"type": "string"},
+                            "param": _MAYBE_TEXT,
+                            "code": _MAYBE_TEXT,
+                        },
+                    }
+                },
+            }
+        }
+    },
+}
 _DOCS = frozenset(("/docs", "/openapi.json"))
+
+
+class _App(FastAPI):
+    """FastAPI, whose schema says how errors are answered here: not with its own 422."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI schema."""
+        if self.openapi_schema is None:
+            schema = super().openapi()
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+                    operation["responses"]["default"] = _ERROR
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schema.get("components", {}).get("schemas", {}).pop(unused, None)
+        return self.openapi_schema or {}
 
 
 def create_app(serving: Serving, protocols: Sequence[Protocol] = PROTOCOLS) -> ASGIApp:
@@ -70,7 +108,7 @@ def create_app(serving: Serving, protocols: Sequence[Protocol] = PROTOCOLS) -> A
         yield
         await asyncio.to_thread(serving.close)
 
-    app = FastAPI(title="neo-tf", version=neo_tf.__version__, lifespan=lifespan, redoc_url=None)
+    app = _App(title="neo-tf", version=neo_tf.__version__, lifespan=lifespan, redoc_url=None)
     app.state.serving = serving
     for protocol in protocols:
         app.include_router(protocol.router)
