@@ -89,24 +89,22 @@ def choose_short(rules: Sequence[ShortRule], ids: np.ndarray, logprobs: np.ndarr
     Returns:
         int64 [rows]; WHOLE where the tokens are not enough, or where a log-probability is not a number.
     """
-    tokens = np.full(len(rules), WHOLE, np.int64)
-    # Every token at least this likely is known. Beyond the last one there may be others that equal it.
+    # All tokens that are more likely than the last one are there. Others that are not there may equal it.
     last = logprobs[:, -1] if ids.shape[1] < n_vocab else np.full(len(rules), -np.inf, np.float32)
+    if all(rule.generator is None and not rule.logprobs for rule in rules):
+        return _likeliest(ids, logprobs, last)
     wanted = np.minimum([rule.logprobs or 0 for rule in rules], ids.shape[1])
     listed = logprobs[np.arange(len(rules)), np.maximum(wanted, 1) - 1]
     enough = (wanted == 0) | (listed > last) | (ids.shape[1] == n_vocab)
     draws = np.array([rule.generator is not None for rule in rules])
+    tokens = np.full(len(rules), WHOLE, np.int64)
     greedy = np.flatnonzero(enough & ~draws)
     if greedy.size:
         tokens[greedy] = _likeliest(ids[greedy], logprobs[greedy], last[greedy])
     drawn = np.flatnonzero(enough & draws)
     if drawn.size:
-        tokens[drawn] = _drawn(
-            [rule for rule, draw_it in zip(rules, enough & draws, strict=True) if draw_it],
-            ids[drawn],
-            logprobs[drawn],
-            last[drawn],
-        )
+        own = [rules[row] for row in drawn.tolist()]
+        tokens[drawn] = _drawn(own, ids[drawn], logprobs[drawn], last[drawn])
     return tokens
 
 
