@@ -109,6 +109,11 @@ class Engine:
         if generation.cancelled:  # by now
             self._any_cancelled = True
 
+    @property
+    def waiting(self) -> int:
+        """The number of requests that are queued and have no slot yet."""
+        return len(self._waiting)
+
     def cancel(self, generation: Generation) -> None:
         """Ends a Generation before the next step, as "cancelled". It may be called from any thread, at any time.
 
