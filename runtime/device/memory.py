@@ -85,13 +85,14 @@ class _HostMemory:
     def __init__(self, cudart: Cudart, size: int) -> None:
         address = cudart.allocate_host(size)
         self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 3}
-        weakref.finalize(self, cudart.free_host, address)
+        weakref.finalize(self, cudart.free_host, address).atexit = False  # as in device_memory
 
 
 def device_memory(cudart: Cudart, size: int, owner: object) -> int:
     """The address of `size` zero bytes of a GPU's memory, which are given back when their owner is gone."""
     address = cudart.allocate(size)
-    weakref.finalize(owner, cudart.free, address)
+    # Not at the end of the process, which frees all: a step may still run in another thread then.
+    weakref.finalize(owner, cudart.free, address).atexit = False
     return address
 
 

@@ -164,7 +164,7 @@ def why_not_started(device_id: int, missing: str) -> str | None:
     """
     causes = []
     if driver := missing_driver():
-        causes.append(f"this machine has no NVIDIA driver ({driver} is missing), which a GPU needs")
+        causes.append(f"this machine has no NVIDIA driver ({driver} is missing): without a GPU, export for the CPU")
     libraries = re.findall(r"Failed to load (\S+):", missing)
     if libraries:
         names = ", ".join(Path(name).name for name in libraries)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +15,7 @@ from neo_tf.errors import EngineError
 from .memory import Block, View, aligned, allocate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import DTypeLike
     from onnxruntime import InferenceSession, RunOptions
@@ -146,6 +148,7 @@ class Step:
         Raises:
             EngineError: A captured run in another thread than before.
         """
+        is_capture = self._number != EAGER and self._thread is None
         self._check_thread()
         tokens = self._shape.tokens
         past = np.asarray(past)
@@ -159,7 +162,8 @@ class Step:
         if not self._constant_total:
             self._total[...] = past.max() + tokens
         self._inputs.push()
-        self._graph.session.run_with_iobinding(self._binding, self._options)
+        with _no_garbage_collection() if is_capture else contextlib.nullcontext():
+            self._graph.session.run_with_iobinding(self._binding, self._options)
         if self._top:
             self._outputs.pull(0, self._outputs.mirror.size)
 
@@ -183,7 +187,7 @@ class Step:
 
     def _check_thread(self) -> None:
         """CUDA graphs belong to the thread that captured them. Another one would capture its own, of a running step."""
-        if self._number == EAGER or not self._graph.captures:
+        if self._number == EAGER:
             return
         thread = threading.get_ident()
         if self._thread is None:
@@ -210,6 +214,18 @@ class Step:
         self._binding.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
         value.flags.writeable = not constant
         return value
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """While a run is captured, no thread may free memory of the GPU: that of a session that nobody has any more."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _run_options(number: int) -> RunOptions:
