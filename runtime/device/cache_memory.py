@@ -106,10 +106,11 @@ class HostCacheMemory:
             array, pages = _allocate((slots, *tensor.shape), tensor.dtype, large_pages)
             self.arrays.append(array)
             self.pages.append(pages)
+        self._begins = [array.ctypes.data for array in self.arrays]
 
     def address(self, part: int, slot: int) -> int:
         """The address of a slot's share of a part."""
-        return int(self.arrays[part].ctypes.data) + slot * self.tensors[part].nbytes
+        return self._begins[part] + slot * self.tensors[part].nbytes
 
     def copy(self, copies: Sequence[RowCopy], target: CacheMemory) -> None:
         """Copies rows into another HostCacheMemory."""

@@ -81,6 +81,7 @@ class KVCache:
         self._large_pages = large_pages
         self._parts = cache_parts(config, windowed)
         self._tensors = slot_tensors(self._parts, config, dtype)
+        self._element_types = [onnx_type(tensor.dtype) for tensor in self._tensors]
         self._memory = self._allocate(self._tensors, slots, large_pages)
         self.has_sums = any(part.kind == "sums" for part in self._parts)
         # Each different (window, rows of the buffer) of the local layers whose buffers are short.
@@ -117,7 +118,7 @@ class KVCache:
         for number, (part, tensor) in enumerate(zip(self._parts, self._tensors, strict=True)):
             shape = (count, *tensor.shape)
             address = self._memory.address(number, slot)
-            place = (self.device, self.device_id, onnx_type(tensor.dtype), shape, address)
+            place = (self.device, self.device_id, self._element_types[number], shape, address)
             binding.bind_input(part.past, *place)
             binding.bind_output(part.present, *place)
 

@@ -6,6 +6,7 @@ memory. On the CPU the mirror is the memory itself. On CUDA the GPU sees what wa
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
@@ -116,7 +117,7 @@ class View:
     """
 
     def __init__(self, block: Block, offset: int, dtype: DTypeLike, shape: Sequence[int]) -> None:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         self._block = block
         self._offset = offset
         self.array: np.ndarray = block.mirror[offset : offset + size].view(dtype).reshape(shape)

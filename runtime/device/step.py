@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -201,7 +202,7 @@ class Step:
         size = 0
         for name, dtype, shape in arrays:
             places.append((name, size, dtype, shape))
-            size += aligned(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+            size += aligned(math.prod(shape) * np.dtype(dtype).itemsize)
         block = allocate(self._graph.device, self._graph.device_id, size)
         return block, {name: View(block, offset, dtype, shape) for name, offset, dtype, shape in places}
 

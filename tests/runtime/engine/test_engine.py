@@ -13,6 +13,7 @@ from neo_tf.runtime.device.machine import exact_int8
 from neo_tf.runtime.device.session import Session
 from neo_tf.runtime.engine.engine import Engine
 from neo_tf.runtime.engine.request import Request
+from neo_tf.runtime.engine.service import Service
 from neo_tf.runtime.sampling.options import BeamOptions, SamplingOptions
 from neo_tf.runtime.tokenizer import Tokenizer
 
@@ -557,3 +558,24 @@ def test_stop_strings_past_the_window_and_at_the_last_position(exported, lookup)
         found = run(made, Request(prompt, tokenizer=tokenizer, include_stop_str_in_output=False, **options))
         assert found.finish_reason == "stop" and found.text == whole.text[: whole.text.index(stop)]
         assert found.tokens == whole.tokens[: len(found.tokens)]
+
+
+@pytest.mark.parametrize("way", ["step", "generate", "service"])
+def test_the_session_is_warmed_up_once_before_anything_is_admitted(engine, monkeypatch, way):
+    """On CUDA each captured step runs three times, and writes into the first position of its slots."""
+    made, free = engine("tiny-global-local", slots=3), []
+    warm_up = made.session.warm_up
+    monkeypatch.setattr(made.session, "warm_up", lambda: (free.append(made.slots.free), warm_up()))
+    request = Request([1, 2, 3], max_new_tokens=4)
+    if way == "step":
+        generation = made.submit(request)
+        while made.step():
+            pass
+    elif way == "generate":
+        (generation,) = made.generate([request])
+    else:
+        with Service(made) as service:
+            (generation,) = service.generate([request])
+    assert free == [3] and len(generation.tokens) == 4
+    made.generate([request])
+    assert free == [3]
