@@ -40,22 +40,13 @@ def bandwidth():
     return 2 * _COPIED / min(times)
 
 
-def benchmark(folder, precision):
-    """What `neo-tf benchmark` measures of a folder on CUDA."""
+def benchmark(folder, precision, device="cuda"):
+    """What `neo-tf benchmark` measures of a folder."""
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "figures.json"
-        command = [
-            sys.executable,
-            "-m",
-            "neo_tf",
-            "benchmark",
-            str(folder),
-            "--precision",
-            precision,
-            "--device",
-            "cuda",
-        ]
-        command += ["--batches", ",".join(map(str, BATCHES)), "--prefills", "512", "--contexts", "32,1500"]
+        command = [sys.executable, "-m", "neo_tf", "benchmark", str(folder), "--device", device]
+        command += ["--precision", precision, "--batches", ",".join(map(str, BATCHES))]
+        command += ["--prefills", "512", "--contexts", "32,1500"]
         command += ["--prompt-tokens", str(PROMPT_TOKENS), "--new-tokens", str(NEW_TOKENS)]
         subprocess.run([*command, "--rounds", "1", "--json", str(file)], check=True, stdout=subprocess.DEVNULL)
         return json.loads(file.read_text())
