@@ -15,11 +15,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from cuda_layout import export_cuda_layout
+from cuda_standin import stand_in
+
 import neo_tf
 from tests.gpu.start import why_no_gpu
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GOLDEN = FIXTURES / "golden"
+ENGINE_TESTS = Path(__file__).parent / "runtime" / "engine"
 TINY_PYTHON = FIXTURES / "tiny-python"
 # Written by the original code with global and local attention; the other golden checkpoints use options of its own.
 GLOBAL_LOCAL = (
@@ -107,16 +111,44 @@ def reference():
     return lambda name: Reference.load(GOLDEN / name)
 
 
+def pytest_generate_tests(metafunc):
+    """The engine's tests of exported models run twice: on the CPU, and on the stand-in for CUDA."""
+    is_engines = metafunc.definition.path.parent == ENGINE_TESTS
+    if is_engines and "exported" in metafunc.fixturenames and not metafunc.definition.get_closest_marker("cpu_only"):
+        cuda = pytest.param("cuda", marks=pytest.mark.cuda_standin)
+        metafunc.parametrize("device", ["cpu", cuda], indirect=True)
+
+
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory):
-    """A function from a checkpoint's folder to the ONNX folder that was exported from it."""
+def layout():
+    """{"device": the device that `exported` exports for}."""
+    return {"device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def device(request, layout, monkeypatch):
+    """The device of a test's sessions: "cpu", or "cuda" on the stand-in."""
+    kind = getattr(request, "param", "cpu")
+    if kind == "cuda":
+        stand_in(monkeypatch)
+        monkeypatch.setitem(layout, "device", "cuda")
+    return kind
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, layout):
+    """A function from a checkpoint's folder to the ONNX folder that was exported from it, for the test's device."""
     done = {}
 
     def export(source):
-        if source not in done:
-            done[source] = tmp_path_factory.mktemp("onnx") / Path(source).name
-            neo_tf.export_onnx(source, done[source])
-        return done[source]
+        key = layout["device"], source
+        if key not in done:
+            done[key] = tmp_path_factory.mktemp("onnx") / Path(source).name
+            if key[0] == "cuda":
+                export_cuda_layout(source, done[key])
+            else:
+                neo_tf.export_onnx(source, done[key])
+        return done[key]
 
     return export
 

@@ -222,11 +222,7 @@ RULES = (
     Rule("an import of another package is absolute", _is_relative_outside),
 )
 # (importer, target): known imports that break a rule, with the reason.
-EXCEPTIONS = {
-    # onnxruntime's Python cannot copy between two addresses of a device, so a graph of one Identity does it. onnx
-    # builds the graph, and only where a cache lies on a device.
-    ("neo_tf.runtime.device.device_copy", "onnx"),
-}
+EXCEPTIONS: set[tuple[str, str]] = set()
 
 
 def violations(found: Import) -> list[str]:

@@ -13,6 +13,17 @@ def decoded_logits(session, first, token_ids, past):
     return np.stack([decoded.logits(row) for row in range(len(token_ids))])
 
 
+def rows_of(cache, slot, begin, end, length):
+    """Views of the rows that hold the positions [begin, end) of a slot with `length` positions, on the CPU.
+
+    An array [heads, n, columns] for each part of the cache; n differs between global and local layers.
+    """
+    views = []
+    for array, (first, count) in zip(cache._memory.arrays, cache._rows(begin, end, length), strict=True):
+        views.append(array[slot, :, first : first + count])
+    return views
+
+
 def most_likely(logits, inverse_temperatures=None, width=TOP_TOKENS):
     """What a graph that chooses returns of float32 [rows, n_vocab]: ids and log-probabilities, [rows, width]."""
     inverse = np.ones(len(logits), np.float32) if inverse_temperatures is None else inverse_temperatures
@@ -55,6 +66,10 @@ class ChoosingSession(Session):
         logits = np.stack([decoded.logits(row) for row in range(len(token_ids))])
         self._steps.append(ChosenRows(self.changed(logits), inverse_temperatures))
         return self._steps[-1]
+
+    def warm_up(self):
+        super().warm_up()
+        self._steps.clear()
 
     def changed(self, logits):
         """The logits that a step returns; a test may replace it."""

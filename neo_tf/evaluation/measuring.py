@@ -77,6 +77,6 @@ def describe_model(session: Session) -> dict[str, Any]:
         "weights_bytes": folder.data_path.stat().st_size,
         "bytes_per_token": read,
         "cache_bytes_per_sequence": KVCache.bytes_per_slot(
-            session.config, cache.dtype, cache.device, folder.windowed_caches
+            session.config, cache.dtype, windowed=folder.windowed_caches
         ),
     }

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig
 
     from .kv_cache import KVCache
+    from .one_thread import OneThread
 
 
 class DecodedRows(Protocol):
@@ -70,8 +71,33 @@ class DecoderSession(Protocol):
         ...
 
     @property
+    def prefers_silent_prompts(self) -> bool:
+        """Whether prefill without logits is cheaper: a prompt's last token should be decoded with other sequences'."""
+        ...
+
+    @property
     def in_pairs(self) -> bool:
         """Whether decode should be given an even number of slots."""
+        ...
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The numbers of slots that decode takes, in ascending order, all from slot 0.
+
+        Empty where it takes any neighbouring slots.
+        """
+        ...
+
+    @property
+    def thread(self) -> OneThread | None:
+        """The thread that decode runs in, whoever calls it; None where it runs in the caller's.
+
+        To call it from there saves the way between two threads.
+        """
+        ...
+
+    def warm_up(self) -> None:
+        """Prepares decode for its first call, while no slot holds a text."""
         ...
 
     def prefill(

@@ -14,15 +14,15 @@ The graphs read a buffer as `past` and write it as `present`: it is bound to bot
 
 from __future__ import annotations
 
-import math
 import mmap
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from neo_tf.cache_layout import CachePart, cache_parts
 
-from .device_copy import copy_on_device
+from .cache_memory import CacheMemory, CudaCacheMemory, HostCacheMemory, RowCopy, SlotTensor
+from .cudart import Cudart
 from .element_types import onnx_type
 
 if TYPE_CHECKING:
@@ -31,43 +31,14 @@ if TYPE_CHECKING:
 
     from neo_tf.config import GPTNeoConfig
 
-# Rows of a local layer's buffer beyond its window. On the CPU the kernel drops positions only once in as many steps;
-# the CUDA kernel takes buffers of exactly the window.
-_SLACK = {"cpu": 64, "cuda": 0}
-_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}  # not on Windows
-
-
-class _Buffer(NamedTuple):
-    """The memory of one part of the cache, for all slots.
-
-    Args:
-        part: What it holds.
-        shape: The (heads, rows, columns) of one slot.
-        dtype: The type of its numbers.
-        memory: On the CPU a numpy array [slots, heads, rows, columns]; on CUDA an OrtValue of that shape.
-        pages: The mmap that the array lies in, if it lies in one.
-    """
-
-    part: CachePart
-    shape: tuple[int, int, int]
-    dtype: np.dtype
-    memory: Any
-    pages: mmap.mmap | None
-
-    @property
-    def slot_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def address(self, slot: int) -> int:
-        base = self.memory.ctypes.data if isinstance(self.memory, np.ndarray) else self.memory.data_ptr()
-        return base + slot * self.slot_bytes
+# Rows of a short buffer beyond its window: the CPU's kernel drops positions only once in as many steps.
+_SLACK = 64
 
 
 class KVCache:
     """A buffer [slots, heads, rows, columns] for every part of the cache.
 
-    A slot's part of a buffer is contiguous, so neighbouring slots can be bound by the address of the first one. What is
-    said of positions below holds on the CPU; on CUDA whole slots are copied.
+    A slot's part of a buffer is contiguous, so neighbouring slots can be bound by the address of the first one.
 
     Args:
         config: The model's config.
@@ -75,9 +46,9 @@ class KVCache:
         dtype: The type of keys and values. The sums of linear attention are always float32.
         device: "cpu" or "cuda".
         device_id: The index of the device.
-        windowed: Whether local layers keep their window only, as the folder's graphs do (OnnxFolder.windowed_caches).
         large_pages: On the CPU, asks for pages of 2 MB. A step at 1500 tokens is 6 % faster with them, but all memory
             of a slot is taken with its first token. In ordinary pages a short text takes little of its slot.
+        windowed: Whether local layers keep little more than their window; see OnnxFolder.windowed_caches.
 
     Attributes:
         slots: The number of slots.
@@ -86,6 +57,9 @@ class KVCache:
         n_ctx: The number of positions that a slot can hold.
         bytes_at_most: The memory that all buffers take when every slot is full.
         has_sums: Whether the model has linear attention, whose running sums cannot be cut to a shorter text.
+
+    Raises:
+        ProviderError: The GPU's memory does not hold so many slots.
     """
 
     def __init__(
@@ -95,57 +69,57 @@ class KVCache:
         dtype: DTypeLike = np.float32,
         device: str = "cpu",
         device_id: int = 0,
-        windowed: bool = True,
         large_pages: bool = False,
+        windowed: bool = True,
     ) -> None:
         self.slots = slots
         self.dtype = np.dtype(dtype)
         self.device = device
         self.device_id = device_id
         self.n_ctx = config.n_ctx
-        self.bytes_at_most = slots * self.bytes_per_slot(config, dtype, device, windowed)
+        self.bytes_at_most = slots * self.bytes_per_slot(config, dtype, windowed)
         self._large_pages = large_pages
-        self._buffers: list[_Buffer] = []
-        for part in cache_parts(config, windowed):
-            shape = (part.heads, rows(part, config, device), part.columns)
-            part_dtype = _dtype(part, dtype)
-            memory, pages = self._allocate((slots, *shape), part_dtype)
-            self._buffers.append(_Buffer(part, shape, part_dtype, memory, pages))
-        self.has_sums = any(buffer.part.kind == "sums" for buffer in self._buffers)
-        # Each different (window, rows of the buffer) of the local layers.
-        local = [buffer for buffer in self._buffers if buffer.part.kind == "window"]
-        self._windows = {(buffer.part.rows, buffer.shape[1]) for buffer in local}
+        self._parts = cache_parts(config, windowed)
+        self._tensors = slot_tensors(self._parts, config, dtype)
+        self._memory = self._allocate(self._tensors, slots, large_pages)
+        self.has_sums = any(part.kind == "sums" for part in self._parts)
+        # Each different (window, rows of the buffer) of the local layers whose buffers are short.
+        self._windows = {
+            (part.rows, tensor.shape[1])
+            for part, tensor in zip(self._parts, self._tensors, strict=True)
+            if part.kind == "window"
+        }
 
     @staticmethod
-    def bytes_per_slot(
-        config: GPTNeoConfig, dtype: DTypeLike = np.float32, device: str = "cpu", windowed: bool = True
-    ) -> int:
+    def bytes_per_slot(config: GPTNeoConfig, dtype: DTypeLike = np.float32, windowed: bool = True) -> int:
         """The bytes that a full slot takes in all buffers together."""
-        return sum(
-            part.heads * rows(part, config, device) * part.columns * _dtype(part, dtype).itemsize
-            for part in cache_parts(config, windowed)
-        )
+        return sum(tensor.nbytes for tensor in slot_tensors(cache_parts(config, windowed), config, dtype))
+
+    def _allocate(self, tensors: list[SlotTensor], slots: int, large_pages: bool = False) -> CacheMemory:
+        if self.device == "cuda":
+            return CudaCacheMemory(tensors, slots, Cudart(self.device_id))
+        return HostCacheMemory(tensors, slots, large_pages)
 
     def bytes_of(self, length: int) -> int:
         """The bytes that a slot takes once it has held `length` positions, until release gives them back."""
         if self.device != "cpu" or self._large_pages:
             return self.bytes_at_most // self.slots
         size = 0
-        for buffer in self._buffers:
-            heads, capacity, columns = buffer.shape
-            used = self._span(buffer, 0, length)[1] if length <= capacity else capacity
-            row_bytes = columns * buffer.dtype.itemsize
+        for part, tensor in zip(self._parts, self._tensors, strict=True):
+            heads, capacity, _ = tensor.shape
+            used = self._span(part, tensor, 0, length)[1] if length <= capacity else capacity
             # The rows of a head begin somewhere in a page, so that one more page is touched.
-            size += heads * min(capacity * row_bytes, used * row_bytes + mmap.PAGESIZE)
+            size += heads * min(capacity * tensor.row_bytes, used * tensor.row_bytes + mmap.PAGESIZE)
         return size
 
     def bind(self, binding: IOBinding, slot: int, count: int) -> None:
         """Binds the slots [slot, slot + count) of every buffer to the graph's past and present."""
-        for buffer in self._buffers:
-            shape = (count, *buffer.shape)
-            place = (self.device, self.device_id, onnx_type(buffer.dtype), shape, buffer.address(slot))
-            binding.bind_input(buffer.part.past, *place)
-            binding.bind_output(buffer.part.present, *place)
+        for number, (part, tensor) in enumerate(zip(self._parts, self._tensors, strict=True)):
+            shape = (count, *tensor.shape)
+            address = self._memory.address(number, slot)
+            place = (self.device, self.device_id, onnx_type(tensor.dtype), shape, address)
+            binding.bind_input(part.past, *place)
+            binding.bind_output(part.present, *place)
 
     # ---- what a slot holds
 
@@ -155,7 +129,7 @@ class KVCache:
         A token is given back when the next run begins at a shorter length and writes over it. That works until a local
         layer has dropped positions which the shorter text needs.
         """
-        if self.has_sums or (self._windows and self.device != "cpu"):
+        if self.has_sums:
             return 0
         free = (capacity - length + dropped(window, capacity, length) for window, capacity in self._windows)
         return min(free, default=self.n_ctx)
@@ -173,33 +147,61 @@ class KVCache:
             begin: The first position that may differ.
             length: The number of positions that the source holds.
         """
-        for buffer in self._buffers:
-            if self.device == "cpu":
-                first, end = self._span(buffer, begin, length)
-                buffer.memory[target, :, first:end] = buffer.memory[source, :, first:end]
-            else:
-                addresses = (buffer.address(source), buffer.address(target))
-                copy_on_device(self.device, self.device_id, buffer.dtype, buffer.shape, *addresses)
+        copies = []
+        for number, (first, end) in enumerate(self._spans(begin, length)):
+            copies.append(RowCopy(number, source, first, target, first, end - first))
+        self._memory.copy(copies, self._memory)
 
-    def rows_of(self, slot: int, begin: int, end: int, length: int) -> list[np.ndarray]:
-        """Views of the rows that hold the positions [begin, end) of a slot.
+    def store(self, places: int, tokens: int) -> CacheMemory:
+        """Memory on the same device that has `places` places for so many tokens each; see save and load."""
+        tensors = []
+        for tensor, (first, end) in zip(self._tensors, self._spans(0, tokens), strict=True):
+            heads, _, columns = tensor.shape
+            tensors.append(SlotTensor((heads, end - first, columns), tensor.dtype))
+        return self._allocate(tensors, places)
 
-        Learned keys and values count as part of position 0. Positions that a local layer has dropped have no rows.
+    def store_bytes(self, tokens: int) -> int:
+        """The bytes of a place for so many tokens."""
+        spans = zip(self._tensors, self._spans(0, tokens), strict=True)
+        return sum(tensor.shape[0] * (end - first) * tensor.row_bytes for tensor, (first, end) in spans)
+
+    def save(self, slot: int, begin: int, end: int, length: int, store: CacheMemory, place: int) -> None:
+        """Copies the positions [begin, end) of a slot into a place of a store.
+
+        Learned keys and values count as part of position 0. Positions that a local layer has dropped have no rows. What
+        there is of a layer's rows lies at the end of the place.
 
         Args:
-            slot: The slot.
+            slot: The slot to read.
             begin: The first position.
             end: The position after the last one.
             length: The number of positions that the slot holds.
-
-        Returns:
-            An array [heads, n, columns] for each part of the cache; n differs between global and local layers.
+            store: A store for end - begin tokens.
+            place: The place to write.
         """
-        views = []
-        for buffer in self._buffers:
-            first, last = self._span(buffer, begin, length)
-            views.append(buffer.memory[slot, :, first : max(first, last - (length - end))])
-        return views
+        copies = []
+        for number, (first, count) in enumerate(self._rows(begin, end, length)):
+            last = store.tensors[number].shape[1]
+            copies.append(RowCopy(number, slot, first, place, last - count, count))
+        self._memory.copy(copies, store)
+
+    def load(self, slot: int, begin: int, end: int, length: int, store: CacheMemory, place: int) -> None:
+        """Copies a place of a store into the positions [begin, end) of a slot; the arguments are those of save.
+
+        The slot will hold `length` positions when all places up to there are loaded.
+        """
+        copies = []
+        for number, (first, count) in enumerate(self._rows(begin, end, length)):
+            last = store.tensors[number].shape[1]
+            copies.append(RowCopy(number, place, last - count, slot, first, count))
+        store.copy(copies, self._memory)
+
+    def _rows(self, begin: int, end: int, length: int) -> list[tuple[int, int]]:
+        """For each part (first row, number of rows) of the positions [begin, end) in a slot of this length."""
+        rows = []
+        for first, last in self._spans(begin, length):
+            rows.append((first, max(0, last - (length - end) - first)))
+        return rows
 
     def first_kept(self, length: int) -> int:
         """The first position that every layer still holds in a slot of this length."""
@@ -210,53 +212,39 @@ class KVCache:
         """How many positions before a token the local layers see; 0 for a model without short buffers."""
         return max((window - 1 for window, _ in self._windows), default=0)
 
-    def _span(self, buffer: _Buffer, begin: int, length: int) -> tuple[int, int]:
-        """The rows [first, end) that hold the positions [begin, length), as far as the buffer still has them."""
-        if buffer.part.kind == "sums":
-            return 0, buffer.shape[1]
-        if buffer.part.kind == "window":
-            gone = dropped(buffer.part.rows, buffer.shape[1], length)
-            return max(begin - gone, 0), length - gone
-        learned = buffer.part.rows - self.n_ctx  # rows of learned keys, in front of position 0
-        return (learned + begin if begin else 0), learned + length
+    def _spans(self, begin: int, length: int) -> list[tuple[int, int]]:
+        """_span of every part."""
+        parts = zip(self._parts, self._tensors, strict=True)
+        return [self._span(part, tensor, begin, length) for part, tensor in parts]
 
-    # ---- memory
+    def _span(self, part: CachePart, tensor: SlotTensor, begin: int, length: int) -> tuple[int, int]:
+        """The rows [first, end) that hold the positions [begin, length), as far as the buffer still has them."""
+        if part.kind == "sums":
+            return 0, tensor.shape[1]
+        if part.kind == "window":
+            gone = dropped(part.rows, tensor.shape[1], length)
+            return max(begin - gone, 0), length - gone
+        learned = part.rows - self.n_ctx  # rows of learned keys, in front of position 0
+        return (learned + begin if begin else 0), learned + length
 
     def release(self, slot: int) -> None:
         """Gives a slot's memory back to the system, where the system allows it. What the slot held is lost."""
-        for buffer in self._buffers:
-            # Whole pages alone: the page at either end may belong to a neighbour, too.
-            first = -(-slot * buffer.slot_bytes // mmap.PAGESIZE)
-            end = (slot + 1) * buffer.slot_bytes // mmap.PAGESIZE
-            if buffer.pages and hasattr(buffer.pages, "madvise") and end > first:
-                buffer.pages.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (end - first) * mmap.PAGESIZE)
-
-    def _allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[Any, mmap.mmap | None]:
-        """The memory of a buffer, and the mmap that it lies in, if any. See _Buffer."""
-        if self.device == "cpu":
-            if self._large_pages:
-                return np.zeros(shape, dtype), None  # numpy itself asks for large pages
-            return allocate_pages(shape, dtype)
-        from onnxruntime import OrtValue
-
-        return OrtValue.ortvalue_from_shape_and_type(shape, onnx_type(dtype), self.device, self.device_id), None
+        self._memory.release(slot)
 
 
-def allocate_pages(shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, mmap.mmap]:
-    """An array of zeros in ordinary pages, and the mmap that it lies in.
-
-    A page takes memory when it is first written.
-    """
-    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **_PRIVATE)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # otherwise some systems take 2 MB for each head's first row
-        pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(pages, dtype).reshape(shape), pages
+def slot_tensors(parts: list[CachePart], config: GPTNeoConfig, dtype: DTypeLike) -> list[SlotTensor]:
+    """What each part of the cache holds of a slot, where keys and values have this dtype."""
+    tensors = []
+    for part in parts:
+        kept = np.dtype(np.float32 if part.kind == "sums" else dtype)
+        tensors.append(SlotTensor((part.heads, rows(part, config), part.columns), kept))
+    return tensors
 
 
-def rows(part: CachePart, config: GPTNeoConfig, device: str = "cpu") -> int:
-    """The number of rows of a part's buffer: those that the part needs, and the slack of a local layer."""
+def rows(part: CachePart, config: GPTNeoConfig) -> int:
+    """The number of rows of a part's buffer: those that the part needs, and the slack of a short one."""
     if part.kind == "window":
-        return min(config.n_ctx, part.rows + _SLACK[device])
+        return min(config.n_ctx, part.rows + _SLACK)
     return part.rows
 
 
@@ -276,8 +264,3 @@ def dropped(window: int, capacity: int, length: int) -> int:
         return 0
     at_a_time = capacity - window + 1
     return -(-(length - capacity) // at_a_time) * at_a_time
-
-
-def _dtype(part: CachePart, dtype: DTypeLike) -> np.dtype:
-    """The type of a part's numbers, where keys and values have this one."""
-    return np.dtype(np.float32 if part.kind == "sums" else dtype)

@@ -18,7 +18,7 @@ from .prefix_cache import PrefixCache
 from .request import Request
 from .row_ranges import row_ranges
 from .sequence import RunningSequence, SingleSequence
-from .short_choice import Row, choose_short_rows
+from .short_choice import Row, choose_together
 from .slots import Slots
 from .turns import Turns
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Tokens that a prompt may hold up the running sequences for. Longer chunks are no faster.
 PREFILL_CHUNK = 256
+CUDA_PREFILL_CHUNK = 512
 _WORTH_MOVING = 16  # steps that a sequence must still take for its slot to be changed
 
 
@@ -42,6 +43,7 @@ class Engine:
 
     Attributes:
         slots: Which slots are in use.
+        thread: The thread that every step runs in, where the session's steps are captured as CUDA graphs; else None.
         ended: The Generations that ended in the last step.
 
     Raises:
@@ -68,7 +70,9 @@ class Engine:
         self._prefilling: deque[RunningSequence] = deque()
         self._running: list[RunningSequence] = []
         self._any_cancelled = False
-        self._turns = Turns(self)
+        self._is_warm = False
+        self.thread = session.thread
+        self._turns = Turns(self, self.thread)
 
     def generate(self, requests: Iterable[Request]) -> list[Generation]:
         """Runs requests to their ends. All are checked before the first one starts.
@@ -132,11 +136,29 @@ class Engine:
     def step(self) -> bool:
         """Admits the requests that fit, prefills one chunk of one prompt, and decodes one token of every running one.
 
-        Where a run of the session fails, the requests in it end with an error, and the others go on.
+        Where a run of the session fails, the requests in it end with an error, and the others go on. An engine that has
+        a thread of its own runs the step there, with the functions of the requests.
 
         Returns:
             Whether anything is left to do.
         """
+        return self.thread.run(self._step) if self.thread else self._step()
+
+    def warm_up(self) -> None:
+        """Prepares the session for its first step. The first step does it, too; call it earlier to save it the time."""
+        if self.thread:
+            self.thread.run(self._warm_up)
+        else:
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        if not self._is_warm:
+            self.session.warm_up()
+            self._is_warm = True
+
+    def _step(self) -> bool:
+        if not self._is_warm:
+            self._warm_up()
         self.ended = []
         if self._any_cancelled:
             self._any_cancelled = False
@@ -206,6 +228,10 @@ class Engine:
 
     # ---- one step
 
+    @property
+    def _chunk(self) -> int:
+        return CUDA_PREFILL_CHUNK if self.session.device == "cuda" else PREFILL_CHUNK
+
     def _prefill_chunk(self, sequence: RunningSequence) -> None:
         request = sequence.generation.request
         slot = sequence.slots[0]
@@ -215,14 +241,14 @@ class Engine:
             if self.prefixes and not wanted:
                 sequence.keys = self.prefixes.keys(request.prompt)
                 sequence.cached = self.prefixes.load(slot, sequence.keys)
-        # Where prompts have a graph of their own, without logits, the last token is decoded with the others' tokens.
+        # Where tokens without logits are cheaper, the last token is decoded with the others' tokens.
         # A sequence's first one is not: learned keys come before it, and all rows of a step have them or none. Nor is
         # one with beams: it runs in one slot, and its logits are all beams'.
         length = len(request.prompt)
-        joins = self.session.has_prompt_graph and not wanted and not request.beams and length > 1
+        joins = self.session.prefers_silent_prompts and not wanted and not request.beams and length > 1
         begin = sequence.cached
         end = length - 1 if joins else length
-        chunk = request.prompt[begin : min(begin + PREFILL_CHUNK, end)]
+        chunk = request.prompt[begin : min(begin + self._chunk, end)]
         if chunk:
             last = begin + len(chunk) == length
             if wanted:
@@ -244,14 +270,14 @@ class Engine:
         if len(self._running) == 1 and self._decode_guessed(self._running[0]):
             return
         # A moved text is there twice for a moment.
-        if not (self._waiting or self._prefilling or self.slots.tight) and self.session.device == "cpu":
+        if not (self._waiting or self._prefilling or self.slots.tight):
             self._close_ranks()
         rows = self._run_rows()
-        short = choose_short_rows(self._running, rows, self.config.n_vocab)
+        chosen = choose_together(self._running, rows, self.config.n_vocab)
         for sequence in list(self._running):
             sequence.cached += 1
-            if sequence in short:
-                self._go_on(sequence, partial(sequence.take_short, short[sequence]))
+            if sequence in chosen:
+                self._go_on(sequence, partial(sequence.take_short, chosen[sequence]))
                 continue
             with self._failing([sequence]):
                 logits = [rows[slot].logits for slot in sequence.slots]
@@ -268,7 +294,7 @@ class Engine:
         cache = self.session.cache
         held = [slot for slot, cached in idle.items() if not cache.can_idle(cached)]
         decoded: dict[int, Row] = {}
-        for first, end in row_ranges(sorted(rows), held, cache.slots, self.session.in_pairs):
+        for first, end in self._ranges(sorted(rows), held):
             tokens = np.zeros(end - first, np.int64)
             past = np.zeros(end - first, np.int64)
             inverse_temperatures = np.ones(end - first, np.float32)
@@ -286,6 +312,12 @@ class Engine:
                 step = self.session.decode(first, tokens, past, inverse_temperatures)
                 decoded |= {slot: Row(step, slot - first) for slot in range(first, end)}
         return decoded
+
+    def _ranges(self, running: list[int], held: list[int]) -> list[tuple[int, int]]:
+        """The ranges of slots to run: see row_ranges. Where there are buckets, the smallest one that has them all."""
+        if self.session.buckets:
+            return [(0, next(size for size in self.session.buckets if size > running[-1]))]
+        return row_ranges(running, held, self.session.cache.slots, self.session.in_pairs)
 
     def _decode_guessed(self, sequence: RunningSequence) -> bool:
         """Runs the one sequence's next token together with guesses of those after it; False without guesses."""
@@ -329,8 +361,10 @@ class Engine:
 
 def _prefix_cache(session: "DecoderSession", limit: int | None) -> PrefixCache | None:
     cache = session.cache
-    if cache.device != "cpu" or cache.has_sums or limit == 0:
+    if cache.has_sums or limit == 0:
         return None
-    # Quantised, a prompt must be cut where it is without the cache: other pieces are rounded otherwise.
-    prefixes = PrefixCache(cache, limit, PREFILL_CHUNK if session.precision in QUANTISED else None)
+    # The CPU rounds activations of quantised weights. There a prompt must be cut where it is without the cache: other
+    # pieces are rounded otherwise.
+    rounds = cache.device == "cpu" and session.precision in QUANTISED
+    prefixes = PrefixCache(cache, limit, PREFILL_CHUNK if rounds else None)
     return prefixes if prefixes.blocks else None

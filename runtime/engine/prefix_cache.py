@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..device.kv_cache import allocate_pages
-
 if TYPE_CHECKING:
     from ..device.kv_cache import KVCache
 
@@ -24,8 +22,8 @@ class PrefixCache:
     rows are kept, and a prefix can end only where the whole window before its end is known.
 
     Args:
-        cache: A KV cache in the CPU's memory, of a model without linear attention.
-        limit: Bytes to use; the bytes of one context where None. They are taken as they are needed.
+        cache: The KV cache, of a model without linear attention. Blocks lie on the same device.
+        limit: Bytes to use; the bytes of one context where None. On the CPU they are taken as they are needed.
         block: Tokens of a block; BLOCK where None. A prefix consists of whole blocks.
 
     Attributes:
@@ -38,10 +36,9 @@ class PrefixCache:
         self._cache = cache
         self._block = block or BLOCK
         self.tokens_reused = 0
-        views = cache.rows_of(0, 0, self._block, self._block)  # the first block's has the learned keys and values, too
-        self.block_bytes = sum(view.nbytes for view in views)
+        self.block_bytes = cache.store_bytes(self._block)  # with the learned keys and values, which the first block has
         self.blocks = cache.n_ctx // self._block if limit is None else limit // self.block_bytes
-        self._store = [allocate_pages((self.blocks, *view.shape), view.dtype)[0] for view in views if self.blocks]
+        self._store = cache.store(self.blocks, self._block)
         self._free = list(range(self.blocks))
         # {key: (place in the store, first position with all layers' rows)}, the least recently used first
         self._places: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
@@ -82,9 +79,7 @@ class PrefixCache:
         for number, key in enumerate(keys[:known]):
             place = self._places[key][0]
             begin = number * self._block
-            targets = self._cache.rows_of(slot, begin, begin + self._block, known * self._block)
-            for target, store in zip(targets, self._store, strict=True):
-                target[:] = store[place][:, store.shape[2] - target.shape[1] :]
+            self._cache.load(slot, begin, begin + self._block, known * self._block, self._store, place)
         self._touch(keys[:known])
         self.tokens_reused += known * self._block
         return known * self._block
@@ -107,9 +102,7 @@ class PrefixCache:
             if known and known[1] <= max(start, kept):
                 continue
             place = known[0] if known else self._place()
-            views = self._cache.rows_of(slot, start, start + self._block, length)
-            for view, store in zip(views, self._store, strict=True):
-                store[place][:, store.shape[2] - view.shape[1] :] = view
+            self._cache.save(slot, start, start + self._block, length, self._store, place)
             self._places[keys[number]] = (place, max(start, kept))
         self._touch(keys[:end])
 

@@ -6,11 +6,12 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import AsyncIterator, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 from neo_tf.errors import EngineError, one_line
 
+from ..device.one_thread import OneThread
 from .engine import Engine
 from .generation import Generation
 from .request import Request
@@ -63,15 +64,15 @@ class Service:
         self._running: dict[int, Submission] = {}  # by the id of the Generation
         self._closing = False
         self._dead: str | None = None  # why
-        self._thread = threading.Thread(target=self._run, name="neo-tf engine", daemon=True)
-        self._thread.start()
+        self._thread = engine.thread or OneThread()
+        self._ended = self._thread.start(self._run)
         # A process must not end in the middle of a step.
         atexit.register(self.close)
 
     @property
     def failure(self) -> str | None:
         """Why no request is served any more; None while the engine's thread runs."""
-        if self._dead is None and not self._thread.is_alive():
+        if self._dead is None and self._ended.done():
             return "the service is closed" if self._closing else "the engine's thread has ended"
         return self._dead
 
@@ -95,7 +96,7 @@ class Service:
         generation = Generation(request)
         submission = Submission(generation, self)
         with self._changed:
-            if self._dead or self._closing or not self._thread.is_alive():
+            if self._dead or self._closing or self._ended.done():
                 raise EngineError(self.failure or "the service is closed")
             self._running[id(generation)] = submission
             self._submitted.append(generation)
@@ -115,7 +116,7 @@ class Service:
         requests = list(requests)
         for request in requests:
             self._engine.check(request)
-        if threading.current_thread() is self._thread:
+        if self._thread.is_current:
             raise EngineError("a callback of the engine's own cannot wait for it: use submit")
         submissions: list[Submission] = []
         try:
@@ -163,8 +164,8 @@ class Service:
             for submission in self._running.values():
                 self._engine.cancel(submission.generation)
             self._changed.notify()
-        if threading.current_thread() is not self._thread:  # a callback's: the thread ends after this step
-            self._thread.join()
+        if not self._thread.is_current:  # a callback's: the loop ends after this step
+            wait([self._ended])
         atexit.unregister(self.close)
 
     def __enter__(self) -> "Service":
@@ -188,6 +189,7 @@ class Service:
     def _step(self) -> None:
         """Steps the engine until the service is closed."""
         busy = False
+        self._engine.warm_up()
         while True:
             with self._changed:
                 while not (busy or self._submitted or self._closing):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from neo_tf.errors import EngineError, one_line
 
+from ..device.one_thread import OneThread
 from .generation import Generation
 from .request import Request
 
@@ -89,18 +90,23 @@ class Turns:
     """Runs the calls of many threads on one engine, together. Each thread waits for its own requests.
 
     There is no thread beside those that call. The first one steps the engine until its own requests have ended, and the
-    requests of the others run in the same steps. Then another one, whose requests have not ended yet, goes on.
+    requests of the others run in the same steps. Then another one, whose requests have not ended yet, goes on. An
+    engine that has a thread of its own is stepped there for all of them, as long as there are calls.
 
     Args:
         engine: The engine. Nobody else may step it while calls run.
+        thread: The engine's own thread, if it has one.
     """
 
-    def __init__(self, engine: SteppedEngine) -> None:
+    def __init__(self, engine: SteppedEngine, thread: OneThread | None = None) -> None:
         self._engine = engine
+        self._thread = thread
         self._changed = threading.Condition()
         self._stepper: int | None = None  # the thread whose turn it is
         self._submitted: list[Generation] = []  # no step has seen them yet
         self._calls: dict[int, _Call] = {}  # by the id of each Generation that has not ended
+        self._steps = 0  # of the engine's own thread
+        self._due = 0  # steps that it has to take even if no call is left: they drop what was cancelled
 
     def run(self, requests: Sequence[Request]) -> list[Generation]:
         """Runs requests, which have been checked, to their ends.
@@ -141,6 +147,10 @@ class Turns:
                 self._changed.wait()
             if not call.is_open or call.pieces:
                 return False
+            if self._thread:
+                self._thread.start(self._step_for_all)
+                self._stepper = self._thread.ident
+                return False
             self._stepper = threading.get_ident()
             return True
 
@@ -148,13 +158,7 @@ class Turns:
         """Steps the engine until a call has ended."""
         try:
             while call.is_open:
-                with self._changed:
-                    submitted, self._submitted = self._submitted, []
-                for generation in submitted:
-                    self._engine.enqueue(generation)
-                self._engine.step()
-                if self._engine.ended:
-                    self._tell(self._engine.ended)
+                self._step()
         except BaseException as error:
             self._fail_others(call, error)
             raise
@@ -162,6 +166,35 @@ class Turns:
             with self._changed:
                 self._stepper = None
                 self._changed.notify_all()
+
+    def _step_for_all(self) -> None:
+        """Steps the engine in its own thread until no call is left."""
+        try:
+            while True:
+                with self._changed:
+                    if not (self._calls or self._due):
+                        self._stepper = None
+                        self._changed.notify_all()
+                        return
+                    self._due = max(self._due - 1, 0)
+                self._step()
+                with self._changed:
+                    self._steps += 1
+                    self._changed.notify_all()
+        except BaseException as error:
+            self._fail_others(None, error)
+            with self._changed:
+                self._stepper = None
+                self._changed.notify_all()
+
+    def _step(self) -> None:
+        with self._changed:
+            submitted, self._submitted = self._submitted, []
+        for generation in submitted:
+            self._engine.enqueue(generation)
+        self._engine.step()
+        if self._engine.ended:
+            self._tell(self._engine.ended)
 
     def _tell(self, ended: Sequence[Generation]) -> None:
         """Ends Generations for their calls."""
@@ -172,12 +205,18 @@ class Turns:
                     call.end(generation)
             self._changed.notify_all()
 
-    def _fail_others(self, call: _Call, error: BaseException) -> None:
-        """A step broke off in the middle: what the other calls' requests have come to is not known."""
+    def _fail_others(self, call: _Call | None, error: BaseException) -> None:
+        """A step broke off in the middle: what the other calls' requests have come to is not known.
+
+        Args:
+            call: The call whose thread it broke off in; None where it was the engine's own.
+            error: Why.
+        """
+        where = "another thread's call broke off a step" if call else "a step broke off"
         with self._changed:
             others = {id(other): other for other in self._calls.values() if other is not call}
             for other in others.values():
-                other.error = EngineError(f"another thread's call broke off a step: {one_line(error)}")
+                other.error = EngineError(f"{where}: {one_line(error)}")
                 other.error.__cause__ = error
 
     def _hand_over(self, call: _Call, function: Callable[[Any], object], value: Any) -> None:
@@ -199,6 +238,11 @@ class Turns:
             if self._stepper is None:
                 self._engine.abandon(call.generations)
                 return
-        for generation in call.generations:
-            if not generation.finish_reason:
-                self._engine.cancel(generation)
+            for generation in call.generations:
+                if not generation.finish_reason:
+                    self._engine.cancel(generation)
+            if self._thread:
+                # The step that runs may have looked for cancelled ones already.
+                self._due = 2
+                enough = self._steps + self._due
+                self._changed.wait_for(lambda: self._stepper is None or self._steps >= enough)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import GOLDEN, TINY_PYTHON
-from session_helpers import decoded_logits
+from session_helpers import decoded_logits, rows_of
 
 import neo_tf
 from neo_tf.checkpoints.initialise import random_checkpoint
@@ -170,7 +170,7 @@ def test_rows_of_zeros_stay_zero_in_int8(tmp_path):
     neo_tf.export_onnx(replace(checkpoint, tensors=checkpoint.tensors | zero), tmp_path / "onnx", "int8")
     session = Session(tmp_path / "onnx")
     session.prefill(0, [1, 2, 3], 0, logits_of=0)
-    assert all(np.isfinite(rows).all() for rows in session.cache.rows_of(0, 0, 3, 3))
+    assert all(np.isfinite(rows).all() for rows in rows_of(session.cache, 0, 0, 3, 3))
 
 
 def test_several_precisions_share_what_is_equal(tmp_path, demo_folder):

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import GOLDEN, TOLERANCE
-from session_helpers import decoded_logits
+from session_helpers import decoded_logits, rows_of
 
 from neo_tf.cache_layout import cache_parts
 from neo_tf.config import GPTNeoConfig
@@ -14,9 +14,9 @@ from neo_tf.runtime.device.session import Session
 MIXED = GPTNeoConfig(257, 512, 32, 4, 4, ("global", "local", "global", "local"), local_attention_radius=100)
 
 
-def capacity(config, layer, device="cpu"):
+def capacity(config, layer, windowed=True):
     """Positions that a layer's buffer keeps."""
-    return next(rows(part, config, device) for part in cache_parts(config) if part.layer == layer)
+    return next(rows(part, config) for part in cache_parts(config, windowed) if part.layer == layer)
 
 
 class Binding:
@@ -41,16 +41,16 @@ def bound(cache, slot, rows):
 def test_a_local_layer_keeps_its_window_and_little_more():
     assert capacity(MIXED, 0) == 512
     assert 100 <= capacity(MIXED, 1) <= 200
-    assert capacity(MIXED, 1, "cuda") == 100  # the CUDA kernel takes the bare window only
+    assert capacity(MIXED, 1, windowed=False) == 512  # as graphs for CUDA have it
     assert capacity(MIXED.replace(local_attention_radius=500), 1) == 512
     assert capacity(MIXED.replace(local_attention_radius=4096), 1) == 512
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("windowed", [True, False])
 @pytest.mark.parametrize("dtype, size", [(np.float32, 4), (np.float16, 2)])
-def test_bytes_per_slot(device, dtype, size):
-    positions = 2 * 512 + 2 * capacity(MIXED, 1, device)
-    assert KVCache.bytes_per_slot(MIXED, dtype, device) == 2 * 32 * positions * size
+def test_bytes_per_slot(windowed, dtype, size):
+    positions = 2 * 512 + 2 * capacity(MIXED, 1, windowed)
+    assert KVCache.bytes_per_slot(MIXED, dtype, windowed) == 2 * 32 * positions * size
 
 
 def test_bytes_per_slot_is_what_is_allocated():
@@ -172,7 +172,9 @@ def test_rows_are_where_dropped_says(exported, every_position, steps):
             whole.prefill(0, ids[:past], 0)
             for begin in {kept, past - 1, max(kept, past - 9)}:
                 pairs = zip(
-                    session.cache.rows_of(0, begin, past, past), whole.cache.rows_of(0, begin, past, past), strict=True
+                    rows_of(session.cache, 0, begin, past, past),
+                    rows_of(whole.cache, 0, begin, past, past),
+                    strict=True,
                 )
                 for found, expected in pairs:
                     assert found.shape[1] == past - begin

@@ -2,28 +2,37 @@
 
 import onnxruntime
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, run_cli
+from cuda_layout import export_cuda_layout
+from cuda_standin import Gpus, stand_in
 
-from neo_tf.errors import ProviderError
+import neo_tf
+from neo_tf.errors import CheckpointError, ProviderError
 from neo_tf.runtime.device import providers
-from neo_tf.runtime.device.providers import choose, create_session, normalise_device
+from neo_tf.runtime.device.providers import choose, create_session, normalise_device, session_options
 from neo_tf.runtime.device.session import Session
 from neo_tf.text_generation import pipeline
 
 WITHOUT = ["CPUExecutionProvider"]
 WITH = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
-GPU_HERE = any(device.ep_name == "CUDAExecutionProvider" for device in onnxruntime.get_ep_devices())
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A function that makes this machine look like one with or without the CUDA provider, and a GPU."""
+    """A function that makes this onnxruntime look like one with or without the CUDA provider."""
 
-    def pretend(available, gpu=False):
+    def pretend(available):
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
-        monkeypatch.setattr(providers, "_has_gpu", lambda: gpu)
 
     return pretend
+
+
+@pytest.fixture(scope="module")
+def cuda_folder(tmp_path_factory):
+    """A folder for CUDA, in fp16."""
+    folder = tmp_path_factory.mktemp("cuda") / "onnx"
+    neo_tf.export_onnx(GOLDEN / "tiny-global", folder, "fp16", target="cuda")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -58,46 +67,103 @@ def test_cuda_that_is_not_installed_is_an_error(machine, device):
 
 @pytest.mark.parametrize("device", ["cuda", 0])
 def test_cuda_that_cannot_run_the_graph_is_an_error(machine, device):
-    machine(WITH, gpu=True)
+    machine(WITH)
     with pytest.raises(ProviderError, match=r"exported for the CPU: export it with --target cuda"):
         choose(device, "cpu")
 
 
 def test_unasked_it_is_what_the_folder_was_exported_for(machine):
-    machine(WITH, gpu=True)
+    machine(WITH)
     assert choose(None, "cuda") == ("cuda", 0)
     assert choose(None, "cpu") == ("cpu", 0)
 
 
-@pytest.mark.parametrize(
-    "available, gpu, message", [(WITH, False, "no GPU is here"), (WITHOUT, True, "no CUDA provider")]
-)
-def test_a_folder_for_cuda_does_not_end_on_the_cpu_unasked(machine, available, gpu, message):
-    machine(available, gpu)
-    with pytest.raises(ProviderError, match=f"exported for CUDA.*{message}"):
+def test_a_folder_for_cuda_does_not_end_on_the_cpu_unasked(machine):
+    machine(WITHOUT)
+    with pytest.raises(ProviderError, match=r"exported for CUDA.*no CUDA provider: pip install 'neo-tf\[cuda\]'"):
         choose(None, "cuda")
     assert choose("cpu", "cuda") == ("cpu", 0)
 
 
 def test_what_was_asked_for_is_taken(machine):
-    machine(WITH, gpu=True)
+    machine(WITH)
     assert choose("cpu", "cpu") == ("cpu", 0)
     assert choose("cuda:3", "cuda") == ("cuda", 3)
     assert choose(-1, "cuda") == ("cpu", 0)
 
 
-@pytest.mark.skipif(GPU_HERE, reason="this machine has a GPU")
-def test_a_session_does_not_fall_back_silently(exported):
-    path = exported(GOLDEN / "tiny-global") / "decoder.onnx"
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    with pytest.raises(ProviderError, match="CUDA"):
-        create_session(path, "cuda", 0, options)
+# ---- what does not start says why, in one line
+
+
+def without_driver(monkeypatch):
+    """As on a machine with no GPU, with or without CUDA's libraries: ONNX Runtime makes a session on the CPU."""
+    monkeypatch.setattr(providers, "missing_driver", lambda: "libcuda.so.1")
+    make = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda model, options, **more: make(model, options, providers=WITHOUT)
+    )
+
+
+def test_a_session_does_not_fall_back_silently(cuda_folder, machine, monkeypatch, capfd):
+    """Whatever this machine has: the provider that was asked for is not among the session's."""
+    machine(WITH)
+    without_driver(monkeypatch)
+    with pytest.raises(ProviderError, match=r"CUDA did not start: this machine has no NVIDIA driver \(libcuda.so.1"):
+        create_session(cuda_folder / "decoder.onnx", "cuda", 0, session_options())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_libraries_that_are_missing_are_named_with_what_installs_them(monkeypatch):
+    said = (
+        "Failed to load /x/libcublasLt.so.13: no such file\nFailed to load libcurand.so.10: none\nPlease follow it.\n"
+    )
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(said))
+    monkeypatch.setattr(providers, "missing_driver", lambda: None)
+    why = providers.why_not_started(0, providers.load_cuda())
+    assert why == "CUDA's libraries are missing (libcublasLt.so.13, libcurand.so.10): pip install 'neo-tf[cuda]'"
+
+
+@pytest.mark.parametrize("device", [None, "cuda:0"])
+def test_a_command_without_a_gpu_ends_with_one_line(cuda_folder, machine, monkeypatch, capfd, device):
+    machine(WITH)
+    without_driver(monkeypatch)
+    options = [] if device is None else ["--device", device]
+    status, out, err = run_cli(monkeypatch, capfd, "generate", cuda_folder, "abc", *options)
+    assert status == 1 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert "NVIDIA driver" in err
+
+
+def test_a_gpu_that_does_not_exist_is_told_with_how_many_there_are(exported, tmp_path, monkeypatch):
+    folder = export_cuda_layout(GOLDEN / "tiny-global", tmp_path / "onnx")
+    stand_in(monkeypatch, Gpus(count=2))
+    assert Session(folder, device="cuda:1").device_id == 1
+    with pytest.raises(ProviderError, match="there is no GPU 2: this machine has 2, counted from 0"):
+        Session(folder, device="cuda:2")
+
+
+def test_a_graph_that_cannot_be_read_is_no_matter_of_the_gpu(tmp_path, monkeypatch):
+    folder = export_cuda_layout(GOLDEN / "tiny-global", tmp_path / "onnx")
+    (folder / "decoder.onnx").write_bytes(b"none")
+    stand_in(monkeypatch)
+    with pytest.raises(CheckpointError, match=r"decoder\.onnx: cannot be loaded"):
+        Session(folder)
+
+
+def test_too_little_memory_tells_how_many_slots_fit(tmp_path, monkeypatch):
+    folder = export_cuda_layout(GOLDEN / "tiny-global", tmp_path / "onnx")
+    stand_in(monkeypatch, Gpus(memory=2**28 + 20_000_000))
+    with pytest.raises(ProviderError, match=r"GPU 0 has .* free beside the weights, and (\d+) slots fit") as error:
+        Session(folder, slots=5000)
+    fit = int(str(error.value).split(" slots fit")[0].split()[-1])
+    assert fit > 1
+    assert Session(folder, slots=fit).slots == fit
+    with pytest.raises(ProviderError, match=f"{fit} slots fit"):
+        Session(folder, slots=fit + 1)
 
 
 @pytest.mark.parametrize("device", ["cuda", 0])
 def test_cuda_asked_for_here_is_an_error_throughout(exported, device):
-    folder = exported(GOLDEN / "tiny-global")  # fp32, which no CUDA kernel takes, with or without a GPU
+    folder = exported(GOLDEN / "tiny-global")  # for the CPU, with or without a GPU
     with pytest.raises(ProviderError):
         Session(folder, device=device)
     with pytest.raises(ProviderError):

@@ -30,13 +30,14 @@ STOPS = [
 @pytest.fixture
 def engine(exported):
     """A function that makes an engine over a golden model, with some slots."""
-    return lambda name, slots=1: Engine(Session(exported(MODELS[name][0]), slots=slots, device="cpu"))
+    return lambda name, slots=1: Engine(Session(exported(MODELS[name][0]), slots=slots))
 
 
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Prompts are prefilled 5 tokens at a time, so that half-prefilled rows lie between running ones."""
-    monkeypatch.setattr("neo_tf.runtime.engine.engine.PREFILL_CHUNK", 5)
+    for name in ("PREFILL_CHUNK", "CUDA_PREFILL_CHUNK"):
+        monkeypatch.setattr(f"neo_tf.runtime.engine.engine.{name}", 5)
 
 
 def golden_rows(name):

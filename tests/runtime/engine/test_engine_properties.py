@@ -4,6 +4,8 @@ import hypothesis
 import numpy as np
 import pytest
 from conftest import GOLDEN, TINY_PYTHON, TOLERANCE
+from cuda_layout import export_cuda_layout
+from cuda_standin import stand_in
 from hypothesis import strategies as st
 
 import neo_tf
@@ -63,11 +65,31 @@ def assert_same(found, alone, tolerance):
     np.testing.assert_allclose(scores, expected, rtol=0, atol=tolerance)
 
 
+def sessions(folder):
+    """One that runs requests alone, and one that runs them together."""
+    return [Session(folder, slots=slots) for slots in (4, SLOTS)]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_any_schedule(tmp_path, monkeypatch, name):
     source, precision = MODELS[name]
     neo_tf.export_onnx(source, tmp_path / "onnx", precision)
-    alone, session = (Session(tmp_path / "onnx", slots=slots) for slots in (4, SLOTS))
+    check_schedules(monkeypatch, sessions(tmp_path / "onnx"), precision)
+
+
+@pytest.mark.cuda_standin
+@pytest.mark.parametrize("name", ["tiny-local-radius", "mem-kv", "attn-mix"])
+def test_any_schedule_on_cuda(tmp_path, monkeypatch, name):
+    """In the end each request is compared with what it comes to on the CPU."""
+    export_cuda_layout(GOLDEN / name, tmp_path / "onnx")
+    stand_in(monkeypatch)
+    alone = Session(tmp_path / "onnx", slots=4, device="cpu")
+    check_schedules(monkeypatch, (alone, Session(tmp_path / "onnx", slots=SLOTS)), "fp32", examples=10)
+
+
+def check_schedules(monkeypatch, sessions, precision, examples=25):
+    """Runs requests that come at any time, and compares each with what it comes to alone."""
+    alone, session = sessions
     config, whole = session.config, session.cache.bytes_of(session.config.n_ctx)
     # Guesses are run several at a time: quantised, they differ in the last digits, and then anywhere.
     most = config.n_ctx if precision == "fp32" else 40  # this model is larger
@@ -75,10 +97,14 @@ def test_any_schedule(tmp_path, monkeypatch, name):
     pieces = [5, 16, 256] if precision == "fp32" else [64, 256]
     monkeypatch.setattr("neo_tf.runtime.engine.prefix_cache.BLOCK", 8 if precision == "fp32" else 64)
 
-    @hypothesis.settings(max_examples=25 if precision == "fp32" else 8, deadline=None, derandomize=True, phases=PHASES)
+    examples = examples if precision == "fp32" else 8
+
+    @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, phases=PHASES)
     @hypothesis.given(st.data())
     def run(data):
-        monkeypatch.setattr("neo_tf.runtime.engine.engine.PREFILL_CHUNK", data.draw(st.sampled_from(pieces), "chunk"))
+        chunk = data.draw(st.sampled_from(pieces), "chunk")
+        for name in ("PREFILL_CHUNK", "CUDA_PREFILL_CHUNK"):
+            monkeypatch.setattr(f"neo_tf.runtime.engine.engine.{name}", chunk)
         limit = data.draw(st.sampled_from([None, 4 * whole]), "cache_bytes")
         engine = Engine(session, limit, data.draw(st.sampled_from([None, 0, 10**6]), "prefix_cache_bytes"))
         submitted, busy = [], True

@@ -65,22 +65,25 @@ def test_requests_with_one_beginning_are_each_as_if_alone(exported, monkeypatch,
     assert reused >= 5 * block or config.n_ctx <= block
 
 
-def test_a_prefix_is_prefilled_once(exported):
+def test_a_prefix_is_prefilled_once(exported, device):
+    """On CUDA the last token is decoded with other sequences' tokens."""
+    last = 0 if device == "cuda" else 1
     session = Session(exported(GOLDEN / "tiny-local-radius"), slots=3)
     runs = prefilled(session)
     text = np.random.default_rng(0).integers(0, session.config.n_vocab, 200).tolist()
     Engine(session).generate([Request(text + [number], max_new_tokens=2) for number in range(5)])
     assert [past for _, past, _ in runs] == [0, *[3 * BLOCK] * 4]
-    assert [count for *_, count in runs] == [201, *[201 - 3 * BLOCK] * 4]
+    assert [count for *_, count in runs] == [200 + last, *[200 + last - 3 * BLOCK] * 4]
 
 
-def test_the_same_prompt_again_still_has_its_last_token_run(exported):
+def test_the_same_prompt_again_still_has_its_last_token_run(exported, device):
+    last = 0 if device == "cuda" else 1
     session = Session(exported(GOLDEN / "tiny-local-radius"))
     runs, engine = prefilled(session), Engine(session)
     prompt = list(range(BLOCK))
     (first,) = engine.generate([Request(prompt, max_new_tokens=5)])
     (second,) = engine.generate([Request(prompt, max_new_tokens=5)])
-    assert first.tokens == second.tokens and [count for *_, count in runs] == [BLOCK, BLOCK]
+    assert first.tokens == second.tokens and [count for *_, count in runs] == [BLOCK - 1 + last] * 2
     longer = Request([*prompt, 1], max_new_tokens=5)
     engine.generate([longer])  # the block was not kept: its last token had run with logits
     assert runs[-1][1] == 0
@@ -95,6 +98,7 @@ def test_prompts_whose_log_probabilities_are_asked_for_are_run_whole(exported):
     assert runs[-1][1] == 0 and len(asked.prompt_token_logprobs) == len(prompt) - 1
 
 
+@pytest.mark.cpu_only
 def test_a_window_that_was_dropped_ends_no_prefix(exported):
     """A local layer keeps 16 to 80 positions here: of a chunk of 200 tokens only the last block has its window."""
     session = Session(exported(GOLDEN / "tiny-local-radius"))
@@ -113,13 +117,14 @@ def test_a_window_that_was_dropped_ends_no_prefix(exported):
 def test_the_least_recently_used_blocks_go_first(exported):
     session = Session(exported(GOLDEN / "tiny-local-radius"))
     one = PrefixCache(session.cache, 10**7).block_bytes
-    engine, runs = Engine(session, prefix_cache_bytes=3 * one + 1), prefilled(session)
+    engine = Engine(session, prefix_cache_bytes=3 * one + 1)
     assert engine.prefixes.blocks == 3
     texts = [np.random.default_rng(seed).integers(0, 50, BLOCK + 1).tolist() for seed in range(5)]
 
     def known(number):
+        before = engine.prefixes.tokens_reused
         engine.generate([Request(texts[number], max_new_tokens=1)])
-        return runs[-1][1] == BLOCK
+        return engine.prefixes.tokens_reused == before + BLOCK
 
     assert not any(known(number) for number in (0, 1, 2))
     assert known(0) and known(1)
@@ -146,3 +151,19 @@ def test_quantised_prompts_are_cut_as_without_the_cache(tmp_path):
     _, same = engine.generate([shorter, request])
     assert engine.prefixes.tokens_reused == 512 and sum(past == 0 for _, past, _ in runs) == 1
     assert (same.tokens, same.token_logprobs) == (first.tokens, first.token_logprobs)  # to the last bit
+
+
+@pytest.mark.parametrize("shared", [199, 2 * BLOCK, BLOCK])
+def test_on_cuda_a_prefix_ends_with_any_block(exported, device, shared):
+    """Its local layers keep every position."""
+    if device == "cpu":
+        return
+    session = Session(exported(GOLDEN / "tiny-local-radius"), slots=2)
+    text = np.random.default_rng(1).integers(0, session.config.n_vocab, 200).tolist()
+    engine, request = Engine(session), Request([*text[:shared], 1, 2, 3], max_new_tokens=5)
+    engine.generate([Request(text, max_new_tokens=1)])
+    runs = prefilled(session)
+    (found,) = engine.generate([request])
+    assert runs[-1][1] == engine.prefixes.tokens_reused == shared // BLOCK * BLOCK
+    (alone,) = Engine(session, prefix_cache_bytes=0).generate([request])
+    assert found.tokens == alone.tokens

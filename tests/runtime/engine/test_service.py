@@ -217,6 +217,7 @@ def test_a_request_may_be_submitted_again_and_to_two_services(exported, service)
     assert generations[3].finish_reason in ("cancelled", "length") and generations[3].request is request
 
 
+@pytest.mark.cpu_only
 def test_a_process_may_end_while_the_service_is_busy(exported):
     code = (
         "import sys, time; from neo_tf import Engine, Request, Service, Session;"
@@ -255,6 +256,7 @@ def test_a_callback_may_close_the_service(service):
         running.submit(Request([1]))
 
 
+@pytest.mark.cpu_only
 def test_a_stream_that_is_left_as_its_loop_ends_says_nothing(exported):
     """The request ends after the loop was closed, where nobody waits for its tokens."""
     code = (

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from session_helpers import rows_of
 
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import RequestError
@@ -58,11 +59,11 @@ def test_memory_of_free_slots_goes_back_where_the_limit_asks_for_it(cache):
     """What was written there is gone: its pages are new ones."""
 
     def write(slot):
-        for view in cache.rows_of(slot, 0, 300, 300):
+        for view in rows_of(cache, slot, 0, 300, 300):
             view[:] = 7
 
     def written(slot):
-        return [bool((view[:, 40:200] == 7).all()) for view in cache.rows_of(slot, 0, 300, 300)]
+        return [bool((view[:, 40:200] == 7).all()) for view in rows_of(cache, slot, 0, 300, 300)]
 
     slots = Slots(cache, cache.bytes_of(2048) + cache.bytes_of(100))
     for slot in slots.take(2, 300):
@@ -82,23 +83,23 @@ def test_memory_of_free_slots_goes_back_where_the_limit_asks_for_it(cache):
 
 def test_released_slots_leave_their_neighbours_alone(cache):
     for slot in range(3):
-        for view in cache.rows_of(slot, 0, 2048, 2048):
+        for view in rows_of(cache, slot, 0, 2048, 2048):
             view[:] = slot + 1
     cache.release(1)
     for slot in (0, 2):
-        assert all((view == slot + 1).all() for view in cache.rows_of(slot, 0, 2048, 2048))
-    assert not any((view == 2).all() for view in cache.rows_of(1, 0, 2048, 2048))
+        assert all((view == slot + 1).all() for view in rows_of(cache, slot, 0, 2048, 2048))
+    assert not any((view == 2).all() for view in rows_of(cache, 1, 0, 2048, 2048))
 
 
 @pytest.mark.parametrize("length", [1, 63, 300, 321, 2000, 2048])
 def test_bytes_of_a_length_are_those_that_it_touches(length):
     """Counted page by page, in a cache whose pages are all fresh."""
     cache = KVCache(CONFIG, 1)
-    for view in cache.rows_of(0, 0, length, length):
+    for view in rows_of(cache, 0, 0, length, length):
         view[:] = 1
     pages = 0
-    for one in cache._buffers:
-        memory = np.frombuffer(one.pages, np.uint8).reshape(-1, 4096)
+    for one in cache._memory.pages:
+        memory = np.frombuffer(one, np.uint8).reshape(-1, 4096)
         pages += int(memory.any(axis=1).sum())
     slack = 4 * 4 * 4096 + (4 * 320 * 64 * 4 * 2 if length > 256 else 0)  # of each head a page; a local layer's rows
     assert 4096 * pages <= cache.bytes_of(length) <= 4096 * pages + slack
@@ -133,6 +134,7 @@ def test_requests_wait_in_order_for_their_memory(exported):
         assert generation.tokens == alone.tokens
 
 
+@pytest.mark.cpu_only
 def test_a_request_over_the_limit_is_refused_and_others_are_not(exported):
     session = Session(exported(GOLDEN / "tiny-global-local"), slots=2)
     engine = Engine(session, cache_bytes=session.cache.bytes_of(100))
@@ -140,3 +142,21 @@ def test_a_request_over_the_limit_is_refused_and_others_are_not(exported):
         engine.submit(Request([1, 2]))  # to the end of the context
     (generation,) = engine.generate([Request([1, 2], max_new_tokens=50)])
     assert len(generation.tokens) == 50
+
+
+def test_on_cuda_a_slot_is_taken_whole(exported, device):
+    """Room for two slots and a half: of five requests two run at a time, however short they are."""
+    session = Session(exported(GOLDEN / "tiny-global-local"), slots=4)
+    if device == "cpu":
+        assert session.cache.bytes_of(1) < session.cache.bytes_of(session.config.n_ctx)
+        return
+    whole = session.cache.bytes_of(1)
+    assert whole == KVCache.bytes_per_slot(session.config, windowed=False)
+    engine, most, busy = Engine(session, cache_bytes=5 * whole // 2), 0, True
+    generations = [engine.submit(Request([number, 1], max_new_tokens=6)) for number in range(5)]
+    while busy:
+        busy = engine.step()
+        most = max(most, len(engine._running))
+    assert most == 2 and all(len(generation.tokens) == 6 for generation in generations)
+    with pytest.raises(RequestError, match="the limit is"):
+        Engine(session, cache_bytes=whole - 1).submit(Request([1], max_new_tokens=1))
