@@ -18,6 +18,7 @@ import start
 import suite
 from conftest import GOLDEN, GOLDEN_NAMES
 from cuda_layout import export_cuda_layout
+from cuda_standin import stand_in
 from result import Result
 
 from neo_tf.checkpoints.initialise import random_checkpoint
@@ -237,6 +238,19 @@ def test_the_engines_check_holds_on_the_cpu_and_is_not_vacuous(tmp_path, monkeyp
 
     monkeypatch.setattr(Session, "decode", late)
     assert any("in company" in failure for failure in failures(tmp_path / "wrong"))
+
+
+@pytest.mark.cuda_standin
+def test_the_checks_run_what_cuda_runs(tmp_path, monkeypatch):
+    """On the stand-in for a GPU, whose sessions have buckets, captured graphs, and a thread of their own."""
+    stand_in(monkeypatch)
+    result = Result()
+    check_parity.check(["tiny-local-radius", "attn-mix"], GOLDEN.__truediv__, ["fp16"], "cuda", result, tmp_path)
+    for name in ("tiny-local-radius", "mem-kv"):
+        work = tmp_path / f"engine-{name}"
+        work.mkdir()
+        check_engine.check(name, "cuda", result, work)
+    assert result.checks == 16 and result.failures == []
 
 
 def test_wrong_choices_are_seen():
