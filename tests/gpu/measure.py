@@ -9,6 +9,7 @@ and each runs in a process of its own.
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ PRECISIONS = ("fp16", "int8")
 BATCHES = (1, 8, 32)
 PROMPT_TOKENS = 32
 NEW_TOKENS = 128
+WEIGHT_ONLY_SIZE = "1.3B"
 _COPIED = 2**30  # bytes of a copy that measures the memory's bandwidth
 
 
@@ -40,24 +42,20 @@ def bandwidth():
     return 2 * _COPIED / min(times)
 
 
-def benchmark(folder, precision):
-    """What `neo-tf benchmark` measures of a folder on CUDA."""
+def benchmark(folder, precision, device="cuda", **variables):
+    """What `neo-tf benchmark` measures of a folder, with these variables in its environment."""
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "figures.json"
-        command = [
-            sys.executable,
-            "-m",
-            "neo_tf",
-            "benchmark",
-            str(folder),
-            "--precision",
-            precision,
-            "--device",
-            "cuda",
-        ]
-        command += ["--batches", ",".join(map(str, BATCHES)), "--prefills", "512", "--contexts", "32,1500"]
+        command = [sys.executable, "-m", "neo_tf", "benchmark", str(folder), "--device", device]
+        command += ["--precision", precision, "--batches", ",".join(map(str, BATCHES))]
+        command += ["--prefills", "512", "--contexts", "32,1500"]
         command += ["--prompt-tokens", str(PROMPT_TOKENS), "--new-tokens", str(NEW_TOKENS)]
-        subprocess.run([*command, "--rounds", "1", "--json", str(file)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*command, "--rounds", "1", "--json", str(file)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | variables,
+        )
         return json.loads(file.read_text())
 
 
@@ -91,6 +89,16 @@ def peer(name, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def measure_weight_only(folder, speed, result):
+    """Measures int8 with ONNX Runtime's weight-only products, which are off by default: see docs/precisions.md."""
+    try:
+        found = figures_of(benchmark(folder, "int8", ORT_FPA_INTB_GEMM="1"), speed)
+    except subprocess.CalledProcessError as error:
+        result.note(f"int8 with ORT_FPA_INTB_GEMM=1 cannot be measured: it ended with {error.returncode}")
+        return
+    result.figures["neo-tf int8, ORT_FPA_INTB_GEMM=1"] = found
+
+
 def main():
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -110,6 +118,8 @@ def main():
         result.note(
             f"{size} {precision}: {found['ms_per_token']:.2f} ms a token, {found['times_the_read']:.2f} times the read"
         )
+    if size == WEIGHT_ONLY_SIZE:
+        measure_weight_only(arguments.folder, speed, result)
     found = result.figures["transformers fp16"] = peer("transformers", size)
     result.check(f"transformers on CUDA at {size}", None)
     result.note(f"{size} transformers: {found['tokens_per_s']:.1f} tokens/s")

@@ -34,16 +34,15 @@ class Process:
 
     Args:
         command: The command.
-        environment: More variables for it.
         prefix: What stands before each of its lines.
     """
 
-    def __init__(self, command, environment, prefix):
+    def __init__(self, command, prefix):
         path = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "gpu"), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"} | environment,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -89,7 +88,7 @@ class Suite:
         self._steps = steps
         self._work = work
         self._end = time.monotonic() + seconds
-        self._preparing = {made.name: Process(made.command, {}, "    ") for made in preparations}
+        self._preparing = {made.name: Process(made.command, "    ") for made in preparations}
 
     def run(self):
         """Runs all steps; returns what the report has of each."""
@@ -126,7 +125,7 @@ class Suite:
     def _run_process(self, number, step, end):
         result = self._work / f"step{number}.json"
         command = [*step.command, "--result", str(result)] if step.has_result else step.command
-        process = Process(command, step.environment, "  ")
+        process = Process(command, "  ")
         try:
             status = process.wait(end - time.monotonic())
         finally:

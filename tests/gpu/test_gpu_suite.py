@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import check_engine
 import check_parity
 import dummy_cuda
+import measure
 import numpy as np
 import plan
 import pytest
@@ -15,8 +17,11 @@ import report
 import start
 import suite
 from conftest import GOLDEN, GOLDEN_NAMES
+from cuda_layout import export_cuda_layout
+from cuda_standin import stand_in
 from result import Result
 
+from neo_tf.checkpoints.initialise import random_checkpoint
 from neo_tf.runtime.device.session import Session
 
 GPU = Path(__file__).parent
@@ -184,7 +189,23 @@ def test_goals_that_are_missed_or_not_measured_are_said(tmp_path):
     assert (tmp_path / "report.md").read_text().count("not measured") == 5
 
 
-# ---- parity
+def test_figures_come_from_the_benchmark_command(tmp_path):
+    """A small model on the CPU takes the place of a published shape on a GPU."""
+    params = json.loads((GOLDEN / "tiny-global-local" / "config.json").read_text()) | {"n_ctx": 2048, "n_layer": 2}
+    (tmp_path / "config.json").write_text(json.dumps(params | {"attention_types": [[["global", "local"], 1]]}))
+    export_cuda_layout(random_checkpoint(tmp_path / "config.json"), tmp_path / "onnx", ["fp32"])
+    found = measure.benchmark(tmp_path / "onnx", "fp32", device="cpu")
+    figures = measure.figures_of(found, read_per_second=1e9)
+    assert figures["batches"].keys() == {"1", "8", "32"} and min(figures["batches"].values()) > 0
+    assert figures["tokens_per_s"] == pytest.approx(1e3 / figures["ms_per_token"])
+    assert figures["read_ms"] == pytest.approx(found["model"]["bytes_per_token"] / 1e6)
+    step = {"name": "speed at 2.7B", "about": "", "outcome": "passed", "seconds": 1, "last_lines": []}
+    steps = [step | {"figures": {"bytes_per_s": 1e9, "neo-tf fp16": figures, "neo-tf int8": figures}}]
+    text = report.markdown(made_up() | {"steps": steps, "goals": report.goals(made_up() | {"steps": steps})})
+    assert "| 2.7B, neo-tf fp16 | " in text
+
+
+# ---- parity, and the engine
 
 
 def test_parity_holds_on_the_cpu_and_is_not_vacuous(tmp_path, monkeypatch):
@@ -199,6 +220,37 @@ def test_parity_holds_on_the_cpu_and_is_not_vacuous(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:  # every step at the position before: the last token is overwritten
         patch.setattr(Session, "decode", lambda self, first, ids, past, *more: right(self, first, ids, past - 1, *more))
         assert "step by step" in failures()[0]
+
+
+def test_the_engines_check_holds_on_the_cpu_and_is_not_vacuous(tmp_path, monkeypatch):
+    def failures(work):
+        result = Result()
+        work.mkdir()
+        check_engine.check("tiny-global-local", "cpu", result, work)
+        assert result.checks == 7
+        return result.failures
+
+    assert failures(tmp_path / "right") == []
+    right = Session.decode
+
+    def late(self, first, ids, past, *more):
+        return right(self, first, ids, np.maximum(past - 1, 0), *more)
+
+    monkeypatch.setattr(Session, "decode", late)
+    assert any("in company" in failure for failure in failures(tmp_path / "wrong"))
+
+
+@pytest.mark.cuda_standin
+def test_the_checks_run_what_cuda_runs(tmp_path, monkeypatch):
+    """On the stand-in for a GPU, whose sessions have buckets, captured graphs, and a thread of their own."""
+    stand_in(monkeypatch)
+    result = Result()
+    check_parity.check(["tiny-local-radius", "attn-mix"], GOLDEN.__truediv__, ["fp16"], "cuda", result, tmp_path)
+    for name in ("tiny-local-radius", "mem-kv"):
+        work = tmp_path / f"engine-{name}"
+        work.mkdir()
+        check_engine.check(name, "cuda", result, work)
+    assert result.checks == 16 and result.failures == []
 
 
 def test_wrong_choices_are_seen():
