@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 class DecodedRows(Protocol):
-    """What a decode step computed for the slots [first, first + count). The next step of such a slot writes over it.
+    """What a decode step computed for the slots [first, first + count).
+
+    The next step of such a slot, or a prefill, writes over it.
 
     Where the graph chooses, a row whose request needs nothing but its most likely tokens is a short row: they are
     enough for it. A whole row asks for its logits, which are copied from the device then.
