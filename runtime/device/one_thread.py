@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
+from neo_tf.errors import EngineError
+
 
 class OneThread:
     """One thread, which begins with its first function, and ends with this object."""
@@ -14,7 +16,8 @@ class OneThread:
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=_work, args=(self._tasks,), name="neo-tf engine", daemon=True)
-        self._started = threading.Lock()
+        self._lock = threading.Lock()
+        self._loop: Future[Any] | None = None
         weakref.finalize(self, self._tasks.put, None)
 
     @property
@@ -27,11 +30,23 @@ class OneThread:
         """Whether it is the thread that asks."""
         return threading.current_thread() is self._thread
 
-    def start(self, function: Callable[[], Any]) -> Future[Any]:
-        """Lets the thread run a function after those that were given before, and does not wait."""
+    def start(self, function: Callable[[], Any], is_loop: bool = False) -> Future[Any]:
+        """Lets the thread run a function after those that were given before, and does not wait.
+
+        Args:
+            function: The function.
+            is_loop: Whether it runs until somebody ends it. Until then the thread takes no other function.
+
+        Raises:
+            EngineError: A loop runs.
+        """
         done: Future[Any] = Future()
-        self._tasks.put((function, done))
-        with self._started:
+        with self._lock:
+            if self._loop and not self._loop.done():
+                raise EngineError("the session's thread is a running Service's: go through the Service, or close it")
+            if is_loop:
+                self._loop = done
+            self._tasks.put((function, done))
             if self._thread.ident is None:
                 self._thread.start()
         return done

@@ -65,7 +65,7 @@ class Service:
         self._closing = False
         self._dead: str | None = None  # why
         self._thread = engine.thread or OneThread()
-        self._ended = self._thread.start(self._run)
+        self._ended = self._thread.start(self._run, is_loop=True)
         # A process must not end in the middle of a step.
         atexit.register(self.close)
 

@@ -229,6 +229,8 @@ class Turns:
         """Takes a call's requests out of the engine: at once, or before the next step of another call's thread."""
         ours = set(map(id, call.generations))
         with self._changed:
+            unseen = set(map(id, self._submitted))
+            known = [one for one in call.generations if id(one) not in unseen]  # to the engine
             self._submitted = [one for one in self._submitted if id(one) not in ours]
             for generation in call.generations:
                 self._calls.pop(id(generation), None)
@@ -236,7 +238,8 @@ class Turns:
                 self._stepper = None
                 self._changed.notify_all()
             if self._stepper is None:
-                self._engine.abandon(call.generations)
+                if known:
+                    self._engine.abandon(known)
                 return
             for generation in call.generations:
                 if not generation.finish_reason:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from neo_tf.errors import EngineError
 from neo_tf.runtime.device.one_thread import OneThread
 
 
@@ -52,6 +53,18 @@ def test_an_interrupted_caller_waits_for_the_function(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         thread.run(lambda: (time.sleep(0.05), ended.append(1)))
     assert ended == [1]
+
+
+def test_while_a_loop_runs_the_thread_takes_nothing_else():
+    """It would wait for ever."""
+    thread, end = OneThread(), threading.Event()
+    loop = thread.start(lambda: end.wait(10), is_loop=True)
+    for call in (thread.run, thread.start):
+        with pytest.raises(EngineError, match="a running Service's"):
+            call(int)
+    end.set()
+    loop.result()
+    assert thread.run(lambda: 7) == 7
 
 
 def test_the_thread_ends_with_its_object():

@@ -273,3 +273,18 @@ def test_a_stream_that_is_left_as_its_loop_ends_says_nothing(exported):
         command = [sys.executable, "-c", code, str(exported(GOLDEN / "tiny-global-local")), way]
         done = subprocess.run(command, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_on_cuda_an_engine_of_a_running_service_refuses_other_callers(service, device):
+    """There the engine has one thread, which is the service's: they would wait for ever."""
+    if device == "cpu":
+        return
+    running = service(slots=2)
+    engine, request = running._engine, Request([5], max_new_tokens=30)
+    submission = running.submit(request)
+    for call in (engine.step, lambda: engine.generate([request]), lambda: Service(engine)):
+        with pytest.raises(EngineError, match="go through the Service, or close it"):
+            call()
+    assert len(submission.result(WAIT).tokens) == 30
+    running.close()
+    assert engine.generate([request])[0].tokens == submission.result(WAIT).tokens
