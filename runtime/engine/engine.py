@@ -316,8 +316,12 @@ class Engine:
     def _ranges(self, running: list[int], held: list[int]) -> list[tuple[int, int]]:
         """The ranges of slots to run: see row_ranges. Where there are buckets, the smallest one that has them all."""
         if self.session.buckets:
-            return [(0, next(size for size in self.session.buckets if size > running[-1]))]
+            return [(0, self._bucket(running[-1] + 1))]
         return row_ranges(running, held, self.session.cache.slots, self.session.in_pairs)
+
+    def _bucket(self, rows: int) -> int:
+        """The smallest bucket that has so many rows."""
+        return next(size for size in self.session.buckets if size >= rows)
 
     def _decode_guessed(self, sequence: RunningSequence) -> bool:
         """Runs the one sequence's next token together with guesses of those after it; False without guesses."""
@@ -335,6 +339,10 @@ class Engine:
         """Moves the text in the last slot to a free slot before it, so that fewer idle rows are run along."""
         sequence = max(self._running, key=lambda one: max(one.slots))
         source = max(sequence.slots)
+        if self.session.buckets:
+            rows = sum(len(one.slots) for one in self._running)
+            if self._bucket(rows) == self._bucket(source + 1):
+                return  # as many rows would run
         target = self.slots.lowest_free
         if target is not None and target < source and sequence.left >= _WORTH_MOVING:
             self.slots.move(source, target)

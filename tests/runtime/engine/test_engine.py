@@ -579,3 +579,18 @@ def test_the_session_is_warmed_up_once_before_anything_is_admitted(engine, monke
     assert free == [3] and len(generation.tokens) == 4
     made.generate([request])
     assert free == [3]
+
+
+def test_on_cuda_no_sequence_moves_within_a_bucket(engine, device):
+    """Three sequences run in a bucket of four, wherever they are."""
+    made, copies = engine("tiny-global-local", slots=4), []
+    copy = made.session.cache.copy
+    made.session.cache.copy = lambda *places: (copies.append(places), copy(*places))
+    requests = [Request([number, 1, 2], max_new_tokens=length) for number, length in enumerate((3, 60, 60, 60))]
+    made.generate(requests)
+    assert len(copies) == (0 if device == "cuda" else 1)
+    copies.clear()
+    made.generate(
+        [dataclasses.replace(one, max_new_tokens=3 if number < 2 else 60) for number, one in enumerate(requests)]
+    )
+    assert len(copies) == 2
