@@ -94,7 +94,9 @@ def check_schedules(monkeypatch, sessions, precision, examples=25):
     # Guesses are run several at a time: quantised, they differ in the last digits, and then anywhere.
     most = config.n_ctx if precision == "fp32" else 40  # this model is larger
     kinds = ["plain", "plain", "lookup", "beams"] if precision == "fp32" else ["plain", "beams"]
-    pieces = [5, 16, 256] if precision == "fp32" else [64, 256]
+    # Quantised, none that ends where a local layer is about to drop positions: such a row is not run along, and what is
+    # left beside it may be an odd number of rows (row_ranges.py).
+    pieces = [5, 16, 256] if precision == "fp32" else [96, 256]
     monkeypatch.setattr("neo_tf.runtime.engine.prefix_cache.BLOCK", 8 if precision == "fp32" else 64)
 
     examples = examples if precision == "fp32" else 8
