@@ -14,7 +14,13 @@ CHAT_TEMPLATES_FOLDER = "additional_chat_templates"
 
 # Files of tokenizers that are kept on every way, although neo-tf itself cannot read them, or reads them for BERT's
 # classes alone.
-UNREAD_TOKENIZER_FILES = (VOCAB_TEXT_FILE, "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model")
+UNREAD_TOKENIZER_FILES = (
+    VOCAB_TEXT_FILE,
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tiktoken.model",
+)
 # What belongs to a tokenizer. The templates in CHAT_TEMPLATES_FOLDER do, too.
 TOKENIZER_FILES = (
     TOKENIZER_FILE,

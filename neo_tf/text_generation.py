@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neo_tf.errors import RequestError
+from neo_tf.hub import tokenizer_path
 from neo_tf.model_cache import resolve_model
 from neo_tf.runtime.argument_table import ARGUMENTS, LEFT_OUT, NO_EFFECT, OLD_NAMES
 from neo_tf.runtime.pipeline import TASK, TextGenerationPipeline
@@ -31,6 +32,7 @@ def pipeline(
     batch_size: int = 8,
     threads: int | None = None,
     precision: str | None = None,
+    adapter: Path | str | None = None,
     cache_bytes: int | None = None,
     prefix_cache_bytes: int | None = None,
     device_map: Any = None,
@@ -43,8 +45,9 @@ def pipeline(
     Args:
         task: "text-generation".
         model: An ONNX folder, a checkpoint in any format (it is exported into the cache once), or a hub id.
-        tokenizer: A folder that holds a tokenizer, a tokenizer.json, a Tokenizer, or an object of transformers' or of
-            the package tokenizers; the model's own where None, or where it is the same name as the model.
+        tokenizer: A folder that holds a tokenizer, a tokenizer.json, a hub id, a Tokenizer, or an object of
+            transformers' or of the package tokenizers; the model's own where None, or where it is the same name as the
+            model.
         revision: A branch, tag or commit of a hub id.
         moe_policy: See neo_tf.open_checkpoint.
         device: "cpu", "cuda", "cuda:N", or transformers' -1, 0, 1, ...; the device that the model was exported for
@@ -53,6 +56,7 @@ def pipeline(
         threads: The number of CPU threads; ONNX Runtime chooses it where None.
         precision: One of an ONNX folder's precisions, its first one where None; or the precision that a checkpoint is
             exported in, fp32 where None.
+        adapter: A LoRA adapter of PEFT, as a folder or a hub id, which is merged into a checkpoint's weights.
         cache_bytes, prefix_cache_bytes: The memory that the caches may take, in bytes; see Engine.
         device_map: transformers' other way to name the device: "auto", a device, or {"": device}.
         dtype, torch_dtype: transformers' names of a precision: float32, float16, bfloat16, as text or as
@@ -86,9 +90,11 @@ def pipeline(
     if tokenizer is not None and str(tokenizer) == str(model) and not Path(model).exists():
         tokenizer = None  # of a hub id: its own
     given = tokenizer if isinstance(tokenizer, str | Path | None) else as_tokenizer(tokenizer)
+    if isinstance(given, str | Path):
+        given = tokenizer_path(given, revision)
     path = given if isinstance(given, str | Path) else None
     precision = _precision(precision, dtype, torch_dtype)
-    folder = resolve_model(model, path, revision, moe_policy=moe_policy, precision=precision)
+    folder = resolve_model(model, path, revision, moe_policy=moe_policy, precision=precision, adapter=adapter)
     return TextGenerationPipeline(
         folder,
         given,

@@ -49,7 +49,7 @@ class TokenizerBackend:
         tokenizer: The tokenizer. It neither truncates nor pads.
         special_tokens: The tokens that have a name, {"eos_token": "<|endoftext|>", ...}.
         extra_special_tokens: Special tokens that have no name.
-        cleans_up: Whether decoding removes the spaces before punctuation.
+        can_clean: Whether decoding can remove the spaces before punctuation, where that is asked for.
         chat_template: A Jinja template, or several by name; None where there is none.
         settings: All settings of tokenizer_config.json.
     """
@@ -57,7 +57,7 @@ class TokenizerBackend:
     tokenizer: Tokenizer
     special_tokens: dict[str, str]
     extra_special_tokens: tuple[str, ...]
-    cleans_up: bool
+    can_clean: bool
     chat_template: str | dict[str, str] | None
     settings: dict[str, Any]
 
@@ -191,12 +191,11 @@ def _load(files: Mapping[str, bytes]) -> TokenizerBackend:
     if kind is not None:
         _finish(kind, tokenizer, special, extra)
     tokenizer.encode_special_tokens = bool(settings.get("split_special_tokens", False))
-    cleans_up = bool(settings.get("clean_up_tokenization_spaces")) and (
-        type(tokenizer.model).__name__ != "BPE"
-        or bool(settings.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"))
+    can_clean = type(tokenizer.model).__name__ != "BPE" or bool(
+        settings.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")
     )
     extras = tuple(dict.fromkeys(map(str, extra)))
-    return TokenizerBackend(tokenizer, special, extras, cleans_up, _chat_template(files, settings), settings)
+    return TokenizerBackend(tokenizer, special, extras, can_clean, _chat_template(files, settings), settings)
 
 
 def _merge_special_tokens(files: Mapping[str, bytes], settings: dict[str, Any]) -> dict[int, AddedToken]:

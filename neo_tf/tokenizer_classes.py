@@ -53,7 +53,7 @@ class TokenizerClass:
 
     build: Callable[[Vocabulary, Mapping[str, Any]], Tokenizer]
     special_tokens: Mapping[str, str | None]
-    around: Callable[[Mapping[str, str], Callable[[str], int]], PostProcessor] | None = None
+    around: Callable[[Mapping[str, str], Callable[[str], int | None]], PostProcessor] | None = None
     model: str = "BPE"
     keeps_processor: bool = True
     reads_merges: bool = False
@@ -162,7 +162,7 @@ def _apply_charsmap(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
         tokenizer.normalizer = normalizers.Precompiled(b64decode(vocabulary.charsmap))
 
 
-def _template(begin: str, end: str, id_of: Callable[[str], int]) -> PostProcessor:
+def _template(begin: str, end: str, id_of: Callable[[str], int | None]) -> PostProcessor:
     """One token before a text, and one after it."""
     from tokenizers import processors
 
@@ -171,11 +171,11 @@ def _template(begin: str, end: str, id_of: Callable[[str], int]) -> PostProcesso
     )
 
 
-def _cls_and_sep(special: Mapping[str, str], id_of: Callable[[str], int]) -> PostProcessor:
+def _cls_and_sep(special: Mapping[str, str], id_of: Callable[[str], int | None]) -> PostProcessor:
     return _template(special["cls_token"], special["sep_token"], id_of)
 
 
-def _bos_and_eos(special: Mapping[str, str], id_of: Callable[[str], int]) -> PostProcessor:
+def _bos_and_eos(special: Mapping[str, str], id_of: Callable[[str], int | None]) -> PostProcessor:
     return _template(special["bos_token"], special["eos_token"], id_of)
 
 

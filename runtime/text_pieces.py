@@ -188,14 +188,17 @@ def _clean_boundary(text: str) -> int:
     return max(end, 0)
 
 
-def pieces_of(tokenizer: Tokenizer, decode: Decode, prompt: Sequence[int], cleans_up: bool) -> TextPieces:
+def pieces_of(
+    tokenizer: Tokenizer, decode: Decode, prompt: Sequence[int], cleans_up: bool, skips_special: bool = True
+) -> TextPieces:
     """The pieces of the text that follows a prompt.
 
     Args:
         tokenizer: The tokenizer that the ids are from.
-        decode: Decodes ids without special tokens, and without cleaning up.
+        decode: Decodes ids, without cleaning up.
         prompt: The ids of the prompt.
         cleans_up: Whether the text is cleaned up.
+        skips_special: Whether `decode` leaves special tokens out.
     """
     kinds = _decoder_kinds(tokenizer)
     pieces: TextPieces
@@ -204,7 +207,8 @@ def pieces_of(tokenizer: Tokenizer, decode: Decode, prompt: Sequence[int], clean
         mark = tokenizer.encode(OPEN, add_special_tokens=False).ids
         pieces = BytePieces(decode, prompt, is_open=list(prompt[-len(mark) :]) != mark)
     elif kinds is not None:
-        special = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        added = tokenizer.get_added_tokens_decoder() if skips_special else {}
+        special = {index for index, token in added.items() if token.special}
 
         def token_of(index: int) -> str | None:
             return None if index in special else tokenizer.id_to_token(index)
