@@ -28,6 +28,9 @@ test: $(VENV)/.test peers ## style, types and the whole suite
 	$(MAKE) types
 	$(BIN)/python -m pytest
 
+threads: $(VENV)/.test ## 12 threads with 200 calls each on one pipeline
+	NEO_TF_CALLS_OF_EACH_THREAD=200 $(VENV)/bin/python -m pytest -q tests/runtime/test_many_threads.py
+
 lint: $(VENV)/.test ## corrects the style, and checks the types
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

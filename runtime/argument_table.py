@@ -525,8 +525,8 @@ _ROWS = (
         Panel.RESULTS,
         NamedValues(),
         None,
-        "Encode the prompt with these arguments of the tokenizer's call, or of the chat template where it is a chat. They "
-        "come before truncation, max_length and add_special_tokens. Without it there are no others.",
+        "Encode the prompt with these arguments of the tokenizer's call, or of the chat template where it is a chat. "
+        "They come before truncation, max_length and add_special_tokens. Without it there are no others.",
         in_json=False,
         on_command_line=False,
     ),
