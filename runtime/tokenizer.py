@@ -128,6 +128,7 @@ class Tokenizer:
         self._special: dict[str, str | None] = dict.fromkeys(SPECIAL_TOKENS) | backend.special_tokens
         self._cleans_up = bool(backend.settings.get("clean_up_tokenization_spaces"))
         self._can_clean = backend.can_clean
+        self.is_code = backend.settings.get("auto_map") is not None
         self.has_response_template = backend.settings.get("response_template") is not None
         self._padding = threading.Lock()
         self.extra_special_tokens = list(backend.extra_special_tokens)

@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
         attention_types=[[["global", "local"], 1]],
         max_position_embeddings=32,
         window_size=8,
-        initializer_range=2.0,
+        initializer_range=0.3,
         activation_function="gelu",
         bos_token_id=0,
         eos_token_id=0,
