@@ -268,7 +268,8 @@ class Engine:
                 else:
                     past[slot - first] = idle.get(slot, 0)
             with self._failing(dict.fromkeys(running)):
-                logits |= zip(range(first, end), self.session.decode(first, tokens, past), strict=True)
+                decoded = self.session.decode(first, tokens, past)
+                logits |= {slot: decoded.logits(slot - first) for slot in rows if first <= slot < end}
         return logits
 
     def _decode_guessed(self, sequence: RunningSequence) -> bool:
