@@ -188,8 +188,13 @@ def _clean_boundary(text: str) -> int:
     return max(end, 0)
 
 
+def is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer's decoder takes each character of a token for a byte, and does nothing else."""
+    return _decoder_kinds(tokenizer) == ["ByteLevel"]
+
+
 def pieces_of(
-    tokenizer: Tokenizer, decode: Decode, prompt: Sequence[int], cleans_up: bool, skips_special: bool = True
+    tokenizer: Tokenizer, decode: Decode, prompt: Sequence[int], cleans_up: bool, skip_special_tokens: bool = True
 ) -> TextPieces:
     """The pieces of the text that follows a prompt.
 
@@ -198,7 +203,7 @@ def pieces_of(
         decode: Decodes ids, without cleaning up.
         prompt: The ids of the prompt.
         cleans_up: Whether the text is cleaned up.
-        skips_special: Whether `decode` leaves special tokens out.
+        skip_special_tokens: Whether decode leaves special tokens out.
     """
     kinds = _decoder_kinds(tokenizer)
     pieces: TextPieces
@@ -207,11 +212,11 @@ def pieces_of(
         mark = tokenizer.encode(OPEN, add_special_tokens=False).ids
         pieces = BytePieces(decode, prompt, is_open=list(prompt[-len(mark) :]) != mark)
     elif kinds is not None:
-        added = tokenizer.get_added_tokens_decoder() if skips_special else {}
-        special = {index for index, token in added.items() if token.special}
+        special = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        hidden = special if skip_special_tokens else frozenset()
 
         def token_of(index: int) -> str | None:
-            return None if index in special else tokenizer.id_to_token(index)
+            return None if index in hidden else tokenizer.id_to_token(index)
 
         pieces = TokenPieces(decode, token_of, "ByteFallback" in kinds, decode(prompt))
     else:
