@@ -37,6 +37,9 @@ gpu: ## all that only a GPU can tell, in 10 minutes, with a report in build/gpu;
 	@if [ "$(GPU_PYTHON)" = "$(GPU)/bin/python" ]; then $(MAKE) $(GPU)/.done; fi
 	$(GPU_PYTHON) tests/gpu/suite.py --report build/gpu
 
+threads: $(VENV)/.test ## 12 threads with 200 calls each on one pipeline
+	NEO_TF_CALLS_OF_EACH_THREAD=200 $(VENV)/bin/python -m pytest -q tests/runtime/test_many_threads.py
+
 lint: $(VENV)/.test ## corrects the style, and checks the types
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

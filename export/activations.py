@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from neo_tf.config_values import ACTIVATIONS
+from neo_tf.config_values import ACTIVATIONS, OTHER_ACTIVATIONS
 
 from .builder import Scope
 
@@ -26,6 +26,7 @@ _OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "softplus": ("Softplus", {}),
     "softsign": ("Softsign", {}),
     "gelu": ("Gelu", {"approximate": "tanh"}),
+    "gelu_erf": ("Gelu", {"approximate": "none"}),
     "lrelu001": ("LeakyRelu", {"alpha": 0.01}),
     "lrelu020": ("LeakyRelu", {"alpha": 0.2}),
     "softmax": ("Softmax", {"axis": -1}),
@@ -70,7 +71,7 @@ _COMPOSED: dict[str, _Build] = {
     "lisht": lambda x, op, number: op("Mul", x, op("Tanh", x)),
     "softplusmone": lambda x, op, number: op("Sub", op("Softplus", x), number(1)),
 }
-assert {*_OPERATORS, *_COMPOSED} == set(ACTIVATIONS)
+assert {*_OPERATORS, *_COMPOSED} == {*ACTIVATIONS, *OTHER_ACTIVATIONS}
 
 
 # Operators whose CUDA kernels take bfloat16.

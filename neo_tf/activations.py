@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from keras import ops
 
-from neo_tf.config_values import ACTIVATIONS
+from neo_tf.config_values import ACTIVATIONS, OTHER_ACTIVATIONS
 
 if TYPE_CHECKING:
     from keras import KerasTensor
@@ -30,6 +30,7 @@ def _elish(x: KerasTensor) -> KerasTensor:
 
 _FUNCTIONS: dict[str, Callable[[KerasTensor], KerasTensor]] = {
     "gelu": lambda x: ops.gelu(x, approximate=True),
+    "gelu_erf": lambda x: ops.gelu(x, approximate=False),
     "relu": ops.relu,
     "sigmoid": ops.sigmoid,
     "tanh": ops.tanh,
@@ -60,7 +61,7 @@ _FUNCTIONS: dict[str, Callable[[KerasTensor], KerasTensor]] = {
     "lisht": lambda x: x * ops.tanh(x),
     "softplusmone": lambda x: ops.softplus(x) - 1,
 }
-assert set(_FUNCTIONS) == set(ACTIVATIONS)
+assert set(_FUNCTIONS) == {*ACTIVATIONS, *OTHER_ACTIVATIONS}
 
 
 def activation(x: KerasTensor, name: str) -> KerasTensor:

@@ -13,6 +13,7 @@ from neo_tf.config_values import (
     MOE_ACTIVATIONS,
     MOE_DEFAULTS,
     MOE_POLICIES,
+    OTHER_ACTIVATIONS,
     UNUSABLE_ACTIVATIONS,
 )
 from neo_tf.errors import ConfigError
@@ -39,7 +40,8 @@ class ConfigFields:
         n_layer: The number of layers.
         attention_types: The attention type of each layer, one of ATTENTION_TYPES.
         local_attention_radius: The number of positions that a query of a local layer sees, its own included.
-        activation_fn: One of ACTIVATIONS. The original reads this key and ignores `activation_function`.
+        activation_fn: One of ACTIVATIONS or OTHER_ACTIVATIONS. The original reads this key and ignores
+            `activation_function`.
         n_inner: The hidden size of the mlp (Hugging Face's `intermediate_size`). The default is 4 * n_embd.
         layer_norm_epsilon: The number that is added to the variance. The original's constant is 1e-5.
         precision: The type of the stored variables, one of DTYPE_NAMES.
@@ -137,7 +139,7 @@ class ConfigFields:
             raise ConfigError(f"activation_fn must be a name, not {self.activation_fn!r}")
         if self.activation_fn in UNUSABLE_ACTIVATIONS:
             raise ConfigError(f"activation_fn {self.activation_fn!r}: {UNUSABLE_ACTIVATIONS[self.activation_fn]}")
-        if self.activation_fn not in ACTIVATIONS:
+        if self.activation_fn not in (*ACTIVATIONS, *OTHER_ACTIVATIONS):
             known = ", ".join(ACTIVATIONS)
             raise ConfigError(f"activation_fn {self.activation_fn!r} is not supported (known: {known})")
 

@@ -17,6 +17,7 @@ from neo_tf.config_values import (
     expand_attention_types,
 )
 from neo_tf.errors import ConfigError
+from neo_tf.notes import note
 
 # ---- the original's JSON
 
@@ -178,13 +179,16 @@ HUGGINGFACE_KEYS = "huggingface"
 # What transformers takes for an end-of-text id that config.json does not name.
 _DEFAULT_EOS = GPT2_VOCAB_SIZE - 1
 _HUGGINGFACE_KEYS = frozenset((*_FROM_HUGGINGFACE, *_OTHER_HUGGINGFACE_KEYS, *ORIGINAL_ONLY_KEYS))
-# Hugging Face's name of an activation -> the original's. "gelu_new" is the tanh form; their plain "gelu" uses erf.
+# Hugging Face's name of an activation -> the original's. "gelu_new" is the tanh form; their plain "gelu" uses erf, and
+# the original does not have it.
 _ACTIVATION_FROM_HUGGINGFACE = {
     "gelu_new": "gelu",
     "gelu_pytorch_tanh": "gelu",
     "gelu_fast": "gelu",
     "gelu_python_tanh": "gelu",
     "gelu_accurate": "gelu",
+    "gelu": "gelu_erf",
+    "gelu_python": "gelu_erf",
     "relu": "relu",
     "sigmoid": "sigmoid",
     "tanh": "tanh",
@@ -196,6 +200,7 @@ _ACTIVATION_FROM_HUGGINGFACE = {
 }
 _ACTIVATION_TO_HUGGINGFACE = {
     "gelu": "gelu_new",
+    "gelu_erf": "gelu",
     "relu": "relu",
     "sigmoid": "sigmoid",
     "tanh": "tanh",
@@ -250,7 +255,10 @@ def _with_defaults(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_attention_types(params: Mapping[str, Any]) -> tuple[str, ...]:
-    """The attention types from `attention_types`, from `attention_layers`, or from both where they agree."""
+    """The attention types from `attention_layers`, or else from `attention_types`.
+
+    Where both are there and differ, attention_layers decides, as in transformers.
+    """
     layers = None
     if params.get("attention_layers") is not None:
         layers = _require_list(params, "attention_layers")
@@ -260,9 +268,11 @@ def _read_attention_types(params: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(layers)
     attention_types = expand_attention_types(params["attention_types"])
     if layers is not None and layers != list(attention_types):
-        raise ConfigError(
-            f"attention_layers {params['attention_layers']} contradicts attention_types {params['attention_types']}"
+        note(
+            f"config.json: attention_layers {params['attention_layers']} decides, as in transformers,"
+            f" where attention_types {params['attention_types']} says something else"
         )
+        return tuple(layers)
     return attention_types
 
 

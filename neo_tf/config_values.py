@@ -43,6 +43,8 @@ ACTIVATIONS = (
     "lisht",
     "softplusmone",
 )
+# Activations of transformers' that the original does not have: gelu with erf.
+OTHER_ACTIVATIONS = ("gelu_erf",)
 _CRASHES = "the original itself crashes on it"
 # The other activations of the original, and why a model cannot have them.
 UNUSABLE_ACTIVATIONS = {

@@ -8,11 +8,19 @@ SPECIAL_TOKENS_MAP_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
 VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
+VOCAB_TEXT_FILE = "vocab.txt"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 CHAT_TEMPLATES_FOLDER = "additional_chat_templates"
 
-# Files of tokenizers that are kept on every way, although neo-tf itself cannot read them.
-UNREAD_TOKENIZER_FILES = ("vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model")
+# Files of tokenizers that are kept on every way, although neo-tf itself cannot read them, or reads them for BERT's
+# classes alone.
+UNREAD_TOKENIZER_FILES = (
+    VOCAB_TEXT_FILE,
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tiktoken.model",
+)
 # What belongs to a tokenizer. The templates in CHAT_TEMPLATES_FOLDER do, too.
 TOKENIZER_FILES = (
     TOKENIZER_FILE,

@@ -66,6 +66,29 @@ def download(hub_id: Path | str, revision: str | None = None) -> Path:
         raise CheckpointError(f"{where}: the download failed: {first_line(error)}") from None
 
 
+def tokenizer_path(tokenizer: Path | str | None, revision: str | None = None) -> Path | str | None:
+    """Where a tokenizer lies that is named by a path or by the hub id of a model, of which it is downloaded alone.
+
+    Raises:
+        CheckpointError: The hub does not give it, and it is not in the cache.
+    """
+    if tokenizer is None or Path(tokenizer).exists() or not is_hub_id(tokenizer):
+        return tokenizer
+    from huggingface_hub import snapshot_download
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    for is_local in (False, True):
+        try:
+            return Path(
+                snapshot_download(
+                    str(tokenizer), revision=revision, allow_patterns=list(_ALWAYS[:-2]), local_files_only=is_local
+                )
+            )
+        except Exception as error:  # offline, unreachable, unknown, or no right to read it
+            reason = first_line(error)
+    raise CheckpointError(f"{tokenizer}: no such tokenizer here, and the hub did not give it: {reason}")
+
+
 def _cached(hub_id: str, revision: str | None) -> Path | None:
     """The folder of an earlier download, or None."""
     from huggingface_hub import snapshot_download

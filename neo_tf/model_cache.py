@@ -11,7 +11,8 @@ from pathlib import Path
 
 import neo_tf
 from neo_tf.errors import CheckpointError, OutputError, RequestError
-from neo_tf.hub import download, is_hub_id
+from neo_tf.file_names import CHAT_TEMPLATES_FOLDER
+from neo_tf.hub import download, is_hub_id, tokenizer_path
 from neo_tf.onnx_folder import DECODER_FILE, FORMAT, OnnxFolder, can_decode
 from neo_tf.progress import Progress, no_progress
 
@@ -44,6 +45,7 @@ def resolve_model(
         NeoTFError: Nothing usable is there; see open_checkpoint and export_onnx.
     """
     path = Path(model)
+    tokenizer = tokenizer_path(tokenizer)
     if can_decode(path):
         return _without_adapter(path, adapter)
     if OnnxFolder.find(path):  # without decoder.onnx, it can only be one for other runtimes
@@ -121,13 +123,21 @@ def fingerprint(
     """
     path = path.resolve()
     files = path.iterdir() if path.is_dir() else path.parent.glob("*")
+    templates = path / CHAT_TEMPLATES_FOLDER
     seen = [neo_tf.__version__, str(FORMAT), str(precision), str(path), str(tokenizer), str(moe_policy)]
     if adapter:
         seen.append(adapter)
     if tokenizer:
-        seen.append(_stamp(Path(tokenizer)))
+        seen += _stamps(Path(tokenizer))
     seen += sorted(f"{file.name} {_stamp(file)}" for file in files if file.is_file())
+    seen += _stamps(templates) if templates.is_dir() else []
     return hashlib.sha256("\n".join(seen).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def _stamps(path: Path) -> list[str]:
+    """The size and time of a file, or of each file of a folder and its subfolders."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return sorted(f"{file} {_stamp(file)}" for file in files)
 
 
 def _stamp(file: Path) -> str:

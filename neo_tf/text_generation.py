@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neo_tf.errors import RequestError
+from neo_tf.hub import tokenizer_path
 from neo_tf.model_cache import resolve_model
+from neo_tf.notes import note
 from neo_tf.runtime.argument_table import ARGUMENTS, LEFT_OUT, NO_EFFECT, OLD_NAMES
+from neo_tf.runtime.device.providers import has_cuda
 from neo_tf.runtime.pipeline import TASK, TextGenerationPipeline
 from neo_tf.runtime.tokenizer import as_tokenizer
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 _NO_EFFECT = frozenset(("framework", "use_fast", "num_workers", "trust_remote_code", "torch_compile", "model_card"))
 # transformers' dtype, by its last part -> our precision; "auto" is what the folder has.
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "auto": None}
+_OF_CUDA = ("fp16", "bf16")
 
 
 def pipeline(
@@ -31,6 +35,7 @@ def pipeline(
     batch_size: int = 8,
     threads: int | None = None,
     precision: str | None = None,
+    adapter: Path | str | None = None,
     cache_bytes: int | None = None,
     prefix_cache_bytes: int | None = None,
     device_map: Any = None,
@@ -43,8 +48,9 @@ def pipeline(
     Args:
         task: "text-generation".
         model: An ONNX folder, a checkpoint in any format (it is exported into the cache once), or a hub id.
-        tokenizer: A folder that holds a tokenizer, a tokenizer.json, a Tokenizer, or an object of transformers' or of
-            the package tokenizers; the model's own where None, or where it is the same name as the model.
+        tokenizer: A folder that holds a tokenizer, a tokenizer.json, a hub id, a Tokenizer, or an object of
+            transformers' or of the package tokenizers; the model's own where None, or where it is the same name as the
+            model.
         revision: A branch, tag or commit of a hub id.
         moe_policy: See neo_tf.open_checkpoint.
         device: "cpu", "cuda", "cuda:N", or transformers' -1, 0, 1, ...; the device that the model was exported for
@@ -53,11 +59,11 @@ def pipeline(
         threads: The number of CPU threads; ONNX Runtime chooses it where None.
         precision: One of an ONNX folder's precisions, its first one where None; or the precision that a checkpoint is
             exported in, fp32 where None.
+        adapter: A LoRA adapter of PEFT, as a folder or a hub id, which is merged into a checkpoint's weights.
         cache_bytes, prefix_cache_bytes: The memory that the caches may take, in bytes; see Engine.
         device_map: transformers' other way to name the device: "auto", a device, or {"": device}.
         dtype, torch_dtype: transformers' names of a precision: float32, float16, bfloat16, as text or as
-            torch's. "auto"
-            is the same as None.
+            torch's. "auto" is the same as None. Without CUDA float16 and bfloat16 are computed in fp32, with a note.
         arguments: Arguments of generation that hold for each call, unless the call gives others.
 
     Returns:
@@ -82,17 +88,24 @@ def pipeline(
         )
     if batch_size < 1:
         raise RequestError(f"batch_size must be at least 1, not {batch_size}")
+    trusts_code = bool(arguments.get("trust_remote_code"))
     arguments = _of_generation(arguments)
     if tokenizer is not None and str(tokenizer) == str(model) and not Path(model).exists():
         tokenizer = None  # of a hub id: its own
     given = tokenizer if isinstance(tokenizer, str | Path | None) else as_tokenizer(tokenizer)
+    if isinstance(given, str | Path):
+        given = tokenizer_path(given, revision)
     path = given if isinstance(given, str | Path) else None
+    named = _device(device, device_map)
     precision = _precision(precision, dtype, torch_dtype)
-    folder = resolve_model(model, path, revision, moe_policy=moe_policy, precision=precision)
-    return TextGenerationPipeline(
+    if precision in _OF_CUDA and (dtype or torch_dtype) and not has_cuda(named):
+        note(f"{precision} is for CUDA: the CPU computes in fp32, with the weights as they are stored")
+        precision = None
+    folder = resolve_model(model, path, revision, moe_policy=moe_policy, precision=precision, adapter=adapter)
+    generator = TextGenerationPipeline(
         folder,
         given,
-        _device(device, device_map),
+        named,
         batch_size,
         threads,
         precision,
@@ -100,6 +113,12 @@ def pipeline(
         prefix_cache_bytes=prefix_cache_bytes,
         arguments=arguments,
     )
+    if trusts_code and generator.tokenizer is not None and generator.tokenizer.is_code:
+        raise RequestError(
+            f"{model}: its tokenizer is code of its own (auto_map), which is not run here: without trust_remote_code"
+            " its files are read, as in transformers"
+        )
+    return generator
 
 
 def set_seed(seed: int) -> None:

@@ -8,6 +8,7 @@ which of them counts.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ from neo_tf.file_names import (
     TOKENIZER_FILE,
     TOKENIZER_FILES,
     VOCAB_FILE,
+    VOCAB_TEXT_FILE,
 )
+from neo_tf.tokenizer_classes import CLASSES, UNKNOWN_HERE, TokenizerClass, Vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -34,12 +37,8 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 # The class that takes a tokenizer.json as it is. transformers 5 calls it TokenizersBackend.
 AS_IT_IS = "PreTrainedTokenizerFast"
 GPT2_CLASS = "GPT2Tokenizer"
-_GPT_NEOX_CLASS = "GPTNeoXTokenizer"
-_GPT_NEOX_PADDING = "<|padding|>"
-# Classes that rebuild the tokenizer from its vocabulary. Others' are taken as they stand in tokenizer.json, which is
-# what a class of transformers writes there.
-_LIKE_GPT2 = (GPT2_CLASS, "CodeGenTokenizer", _GPT_NEOX_CLASS)
-_GPT2_END_OF_TEXT = "<|endoftext|>"
+# The newest tokenizer.X.Y.json that fast_tokenizer_files can name is that of this version of transformers.
+_TRANSFORMERS = (5, 24)
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class TokenizerBackend:
         tokenizer: The tokenizer. It neither truncates nor pads.
         special_tokens: The tokens that have a name, {"eos_token": "<|endoftext|>", ...}.
         extra_special_tokens: Special tokens that have no name.
-        cleans_up: Whether decoding removes the spaces before punctuation.
+        can_clean: Whether decoding can remove the spaces before punctuation, where that is asked for.
         chat_template: A Jinja template, or several by name; None where there is none.
         settings: All settings of tokenizer_config.json.
     """
@@ -58,7 +57,7 @@ class TokenizerBackend:
     tokenizer: Tokenizer
     special_tokens: dict[str, str]
     extra_special_tokens: tuple[str, ...]
-    cleans_up: bool
+    can_clean: bool
     chat_template: str | dict[str, str] | None
     settings: dict[str, Any]
 
@@ -80,7 +79,41 @@ def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
                 files[name] = path.read_bytes()
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return _with_class(files)
+    return _with_class(_with_named_file(folder, files))
+
+
+def _with_named_file(folder: Path, files: dict[str, bytes]) -> dict[str, bytes]:
+    """The files with the tokenizer.X.Y.json that fast_tokenizer_files names in the place of tokenizer.json.
+
+    Raises:
+        CheckpointError: The file that is named is missing.
+    """
+    try:
+        settings = json.loads(files.get(TOKENIZER_CONFIG_FILE, b"{}"))
+    except ValueError:
+        return files  # load_tokenizer says what is wrong with it
+    if not isinstance(settings, dict) or not isinstance(settings.get("fast_tokenizer_files"), list):
+        return files
+    chosen = TOKENIZER_FILE
+    for version, name in sorted(_versions(settings.pop("fast_tokenizer_files"))):
+        if tuple(map(int, version.split("."))) > _TRANSFORMERS:
+            break
+        chosen = name
+    if chosen != TOKENIZER_FILE:
+        path = folder / Path(chosen).name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing, but {TOKENIZER_CONFIG_FILE} names it in fast_tokenizer_files")
+        files[TOKENIZER_FILE] = path.read_bytes()
+    files[TOKENIZER_CONFIG_FILE] = json.dumps(settings, indent=2).encode()
+    return files
+
+
+def _versions(names: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """The version in each name such as tokenizer.4.0.json, and the name."""
+    for name in names:
+        found = re.fullmatch(r"tokenizer\.(\d+(?:\.\d+)*)\.json", str(name))
+        if found:
+            yield found[1], str(name)
 
 
 def _with_class(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -90,7 +123,7 @@ def _with_class(files: dict[str, bytes]) -> dict[str, bytes]:
     except ValueError:
         return files  # whoever needs the config says what is wrong with it
     declared = config.get("tokenizer_class") if isinstance(config, dict) else None
-    if declared and has_tokenizer(files):
+    if declared and (has_tokenizer(files) or VOCAB_TEXT_FILE in files):
         settings = _json_object(files, TOKENIZER_CONFIG_FILE)
         if not settings.get("tokenizer_class"):
             files[TOKENIZER_CONFIG_FILE] = json.dumps(settings | {"tokenizer_class": declared}, indent=2).encode()
@@ -98,8 +131,20 @@ def _with_class(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def has_tokenizer(files: Mapping[str, bytes]) -> bool:
-    """Whether load_tokenizer can make a tokenizer of these files."""
-    return TOKENIZER_FILE in files or (VOCAB_FILE in files and MERGES_FILE in files)
+    """Whether load_tokenizer can make a tokenizer of these files, or say what is wrong with them."""
+    if TOKENIZER_FILE in files or (VOCAB_FILE in files and MERGES_FILE in files):
+        return True
+    if VOCAB_TEXT_FILE not in files:
+        return False
+    try:
+        found = CLASSES.get(_class_name(_json_object(files, TOKENIZER_CONFIG_FILE)))
+    except CheckpointError:
+        return True
+    return found is not None and found.model == "WordPiece"
+
+
+def _class_name(settings: Mapping[str, Any]) -> str:
+    return str(settings.get("tokenizer_class") or GPT2_CLASS).removesuffix("Fast")
 
 
 def load_tokenizer(files: Mapping[str, bytes], source: Path | str) -> TokenizerBackend:
@@ -126,20 +171,14 @@ def load_tokenizer(files: Mapping[str, bytes], source: Path | str) -> TokenizerB
 
 def _load(files: Mapping[str, bytes]) -> TokenizerBackend:
     settings = _json_object(files, TOKENIZER_CONFIG_FILE)
-    name = str(settings.get("tokenizer_class") or GPT2_CLASS).removesuffix("Fast")
     added = _merge_special_tokens(files, settings)
-    if name not in _LIKE_GPT2:
-        if TOKENIZER_FILE not in files:
-            raise CheckpointError(
-                f"its tokenizer is a {settings['tokenizer_class']} without {TOKENIZER_FILE}, which only transformers"
-                f" can read: load it there and save it, which writes {TOKENIZER_FILE}"
-            )
+    kind = _class_of(files, settings)
+    if kind is None:
         tokenizer = _from_text(files)
     else:
-        tokenizer = _gpt2(files, bool(settings.get("add_prefix_space")), is_neox=name == _GPT_NEOX_CLASS)
-        for key in ("unk_token", "bos_token", "eos_token"):
-            settings.setdefault(key, _GPT2_END_OF_TEXT)
-        settings.setdefault("pad_token", _GPT_NEOX_PADDING if name == _GPT_NEOX_CLASS else None)
+        for key, token in kind.special_tokens.items():
+            settings.setdefault(key, token)
+        tokenizer = _built(kind, files, settings)
     if tokenizer.padding is not None:
         settings.setdefault("pad_token", tokenizer.padding["pad_token"])
     tokenizer.no_truncation()
@@ -149,13 +188,14 @@ def _load(files: Mapping[str, bytes]) -> TokenizerBackend:
     special = {key: str(token) for key, token in named.items()}
     if tokenizer.post_processor is None or "add_bos_token" in settings or "add_eos_token" in settings:
         _add_ends(tokenizer, special, settings)
+    if kind is not None:
+        _finish(kind, tokenizer, special, extra)
     tokenizer.encode_special_tokens = bool(settings.get("split_special_tokens", False))
-    cleans_up = bool(settings.get("clean_up_tokenization_spaces")) and (
-        type(tokenizer.model).__name__ != "BPE"
-        or bool(settings.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"))
+    can_clean = type(tokenizer.model).__name__ != "BPE" or bool(
+        settings.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")
     )
     extras = tuple(dict.fromkeys(map(str, extra)))
-    return TokenizerBackend(tokenizer, special, extras, cleans_up, _chat_template(files, settings), settings)
+    return TokenizerBackend(tokenizer, special, extras, can_clean, _chat_template(files, settings), settings)
 
 
 def _merge_special_tokens(files: Mapping[str, bytes], settings: dict[str, Any]) -> dict[int, AddedToken]:
@@ -252,36 +292,80 @@ def _add_ends(tokenizer: Tokenizer, special: Mapping[str, str], settings: Mappin
     )
 
 
-def _gpt2(files: Mapping[str, bytes], prefix_space: bool, is_neox: bool) -> Tokenizer:
-    """GPT-2's kind of tokenizer, with the vocabulary of the files.
+def _class_of(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> TokenizerClass | None:
+    """The class that builds the tokenizer; None where tokenizer.json is taken as it is.
 
-    That of GPT-NeoX normalises the text, and puts nothing around it, whatever tokenizer.json says.
+    Raises:
+        CheckpointError: The class is one that transformers knows and neo-tf does not, or it needs a tokenizer.json.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    name = _class_name(settings)
+    if name in UNKNOWN_HERE:
+        raise CheckpointError(
+            f"its tokenizer is a {settings['tokenizer_class']}, which neo-tf does not build: load it with transformers,"
+            f" save its backend_tokenizer as {TOKENIZER_FILE}, and name the tokenizer_class {AS_IT_IS}"
+        )
+    is_bytes = TOKENIZER_FILE in files and b'"ByteLevel"' in files[TOKENIZER_FILE]
+    kind = None if name == "LlamaTokenizer" and is_bytes else CLASSES.get(name)
+    is_whole = TOKENIZER_FILE in files
+    has_pairs = kind is not None and kind.reads_merges and VOCAB_FILE in files and MERGES_FILE in files
+    has_words = kind is not None and kind.model == "WordPiece" and VOCAB_TEXT_FILE in files
+    if not (is_whole or has_pairs or has_words):
+        raise CheckpointError(
+            f"its tokenizer is a {settings['tokenizer_class']} without {TOKENIZER_FILE}, which only transformers"
+            f" can read: load it there and save it, which writes {TOKENIZER_FILE}"
+        )
+    return kind
 
-    whole = None
-    if TOKENIZER_FILE in files:
-        whole = _from_text(files)
-        model = json.loads(files[TOKENIZER_FILE])["model"]
-        vocab = model["vocab"]
-        if isinstance(vocab, list):
-            vocab = {(entry[0] if isinstance(entry, list) else entry): index for index, entry in enumerate(vocab)}
-        merges = list(_pairs(model.get("merges", [])))
-    else:
-        vocab = _json_object(files, VOCAB_FILE)
-        lines = _text(files[MERGES_FILE]).split("\n")
-        merges = list(_pairs(line for line in lines if line and not line.startswith("#version")))
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
-    tokenizer.decoder = decoders.ByteLevel()
-    if is_neox:
-        tokenizer.normalizer = normalizers.NFC()
-    if whole is not None:
-        if whole.post_processor is not None and not is_neox:
-            tokenizer.post_processor = whole.post_processor
-        if whole.padding is not None:
-            tokenizer.enable_padding(**whole.padding)
+
+def _built(kind: TokenizerClass, files: Mapping[str, bytes], settings: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a class builds of the files' vocabulary. Padding is that of tokenizer.json."""
+    if TOKENIZER_FILE not in files:
+        return kind.build(_vocabulary_of_files(files, kind), settings)
+    whole = _from_text(files)
+    tokenizer = kind.build(_vocabulary(json.loads(files[TOKENIZER_FILE]), kind), settings)
+    if whole.post_processor is not None and kind.keeps_processor:
+        tokenizer.post_processor = whole.post_processor
+    if whole.padding is not None:
+        tokenizer.enable_padding(**whole.padding)
     return tokenizer
+
+
+def _vocabulary(content: Mapping[str, Any], kind: TokenizerClass) -> Vocabulary:
+    """What a class takes of a tokenizer.json."""
+    model = content["model"]
+    tokens = model["vocab"]
+    if kind.model == "Unigram":
+        tokens = [tuple(entry) for entry in tokens]
+    elif isinstance(tokens, list):
+        tokens = {(entry[0] if isinstance(entry, list) else entry): index for index, entry in enumerate(tokens)}
+    merges = list(_pairs(model.get("merges", []))) if kind.model == "BPE" else []
+    normalizer = content.get("normalizer") or {}
+    parts = normalizer["normalizers"] if normalizer.get("type") == "Sequence" else [normalizer]
+    charsmap = next((part["precompiled_charsmap"] for part in parts if part.get("type") == "Precompiled"), None)
+    return Vocabulary(tokens, merges, charsmap)
+
+
+def _vocabulary_of_files(files: Mapping[str, bytes], kind: TokenizerClass) -> Vocabulary:
+    """The vocabulary of vocab.json and merges.txt, or of vocab.txt."""
+    if kind.model == "WordPiece":
+        lines = files[VOCAB_TEXT_FILE].decode("utf-8").removesuffix("\n").split("\n")
+        return Vocabulary({line.rstrip(): index for index, line in enumerate(lines)})
+    lines = _text(files[MERGES_FILE]).split("\n")
+    merges = list(_pairs(line for line in lines if line and not line.startswith("#version")))
+    return Vocabulary(_json_object(files, VOCAB_FILE), merges)
+
+
+def _finish(
+    kind: TokenizerClass, tokenizer: Tokenizer, special: Mapping[str, str], extra: Iterable[AddedToken | str]
+) -> None:
+    """What a class does at last: it adds all special tokens, or puts its own around each text."""
+    from tokenizers import AddedToken
+
+    if kind.names_all:
+        names = dict.fromkeys([*special.values(), *map(str, extra)])
+        tokenizer.add_tokens([AddedToken(name, special=True) for name in names])
+    if kind.around is not None:
+        tokenizer.post_processor = kind.around(special, tokenizer.token_to_id)
 
 
 def _pairs(merges: Iterable[str | list[str]]) -> Iterator[tuple[str, str]]:

@@ -383,6 +383,30 @@ class Decay(_FromJson):
         self._FACTOR.check(f"{name}'s factor", value[1])
 
 
+class Dicts(Kind):
+    """A list of dicts, which a chat template sees."""
+
+    words = "a list of dicts"
+    option_type = None
+
+    def check(self, name: str, value: Any) -> None:
+        """See Kind."""
+        if not isinstance(value, list | tuple) or not all(isinstance(one, dict) for one in value):
+            raise self.refusal(name, value)
+
+
+class NamedValues(Kind):
+    """Arguments by their names."""
+
+    words = "a dict of arguments"
+    option_type = None
+
+    def check(self, name: str, value: Any) -> None:
+        """See Kind."""
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise self.refusal(name, value)
+
+
 class Functions(Kind):
     """A list of functions that change scores."""
 

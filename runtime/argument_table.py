@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 from .argument_kinds import (
     Choice,
     Decay,
+    Dicts,
     Flag,
     Functions,
     Kind,
+    NamedValues,
     Number,
     SequenceBiases,
     Streamer,
@@ -501,6 +503,34 @@ _ROWS = (
         on_command_line=False,
     ),
     Argument(
+        "tools",
+        Panel.RESULTS,
+        Dicts(),
+        None,
+        "Give these tools, as JSON schemas, to the chat template. Without it the template sees none.",
+        in_json=False,
+        on_command_line=False,
+    ),
+    Argument(
+        "documents",
+        Panel.RESULTS,
+        Dicts(),
+        None,
+        "Give these documents to the chat template. Without it the template sees none.",
+        in_json=False,
+        on_command_line=False,
+    ),
+    Argument(
+        "tokenizer_encode_kwargs",
+        Panel.RESULTS,
+        NamedValues(),
+        None,
+        "Encode the prompt with these arguments of the tokenizer's call, or of the chat template where it is a chat. "
+        "They come before truncation, max_length and add_special_tokens. Without it there are no others.",
+        in_json=False,
+        on_command_line=False,
+    ),
+    Argument(
         "logprobs",
         Panel.RESULTS,
         Whole(least=0),
@@ -619,9 +649,6 @@ LEFT_OUT = {
     "use_mtp": "the model predicts one token at a time",
     "assistant_early_exit": "prompt_lookup_num_tokens guesses without a second model",
     "custom_generate": "no code of others is run",
-    "tokenizer_encode_kwargs": "truncation and add_special_tokens are taken by their own names",
-    "tools": "use tokenizer.apply_chat_template, and continue its text",
-    "documents": "use tokenizer.apply_chat_template, and continue its text",
 }
 
 # Values of these that change nothing, beside None: they are taken.

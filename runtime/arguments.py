@@ -80,6 +80,9 @@ class GenerateArguments:
     truncation: bool | None = default("truncation")
     add_special_tokens: bool = default("add_special_tokens")
     continue_final_message: bool | None = default("continue_final_message")
+    tools: Sequence[Mapping[str, Any]] | None = default("tools")
+    documents: Sequence[Mapping[str, Any]] | None = default("documents")
+    tokenizer_encode_kwargs: Mapping[str, Any] | None = default("tokenizer_encode_kwargs")
     prefix: str | None = default("prefix")
     handle_long_generation: str | None = default("handle_long_generation")
     pad_token_id: int | None = default("pad_token_id")
@@ -200,11 +203,59 @@ class GenerateArguments:
             return None
         return self.origin.cut_to or self.max_length or model_max_length
 
+    def encoding(self, model_max_length: int) -> dict[str, Any]:
+        """The arguments that a text is encoded with, in the names of a tokenizer's call.
+
+        Padding changes no text, and is left out.
+
+        Args:
+            model_max_length: the tokenizer's own limit.
+        """
+        cut = self.cut(model_max_length)
+        found: dict[str, Any] = {"add_special_tokens": self.add_special_tokens}
+        if self.truncation is False:
+            found["truncation"] = False
+        if cut is not None:
+            found |= {"truncation": True, "max_length": cut}
+        more = {name: value for name, value in (self.tokenizer_encode_kwargs or {}).items() if value is not None}
+        found |= more
+        if more.pop("padding", False) and more.keys().isdisjoint(("truncation",)) and cut is None:
+            found.pop("max_length", None)  # of padding: it cuts nothing
+        found.pop("padding", None)
+        return found
+
+    def chat_encoding(self, model_max_length: int) -> dict[str, Any]:
+        """The arguments that a chat is encoded with, in the names of apply_chat_template.
+
+        Args:
+            model_max_length: the tokenizer's own limit.
+        """
+        found: dict[str, Any] = {"tools": self.tools, "documents": self.documents}
+        if self.truncation:
+            found |= {"truncation": True, "max_length": self.cut(model_max_length)}
+        elif self.origin.cut_to is not None:
+            found["max_length"] = self.origin.cut_to
+        return found | {
+            name: value for name, value in (self.tokenizer_encode_kwargs or {}).items() if name != "padding"
+        }
+
     def fit(self, prompt: list[int], n_ctx: int) -> list[int]:
-        """A prompt's token ids, without its beginning where handle_long_generation says so."""
+        """A prompt's token ids, without its beginning where handle_long_generation says so.
+
+        Args:
+            prompt: token ids.
+            n_ctx: the number of tokens that prompt and new text may have together.
+
+        Raises:
+            RequestError: the new tokens alone would fill it.
+        """
         new = self.max_new_tokens or max((self.max_length or 0) - len(prompt), 1)
-        if self.handle_long_generation is None or len(prompt) + new <= n_ctx or new >= n_ctx:
+        if self.handle_long_generation is None or len(prompt) + new <= n_ctx:
             return prompt
+        if new >= n_ctx:
+            raise RequestError(
+                f"handle_long_generation: {new} new tokens leave no room for a prompt in a context of {n_ctx}"
+            )
         return prompt[len(prompt) + new - n_ctx :]
 
     def request(
@@ -244,6 +295,8 @@ class GenerateArguments:
             sampling=self._sampling(number),
             max_time=self.max_time,
             tokenizer=tokenizer,
+            skip_special_tokens=self.skip_special_tokens,
+            clean_up_tokenization_spaces=self.clean_up_tokenization_spaces,
             stop_strings=self.stop_strings,
             include_stop_str_in_output=self.include_stop_str_in_output,
             logprobs=self.logprobs,

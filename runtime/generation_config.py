@@ -29,11 +29,13 @@ class ModelSettings:
         arguments: {name in the table of arguments: value}, without those that say nothing.
         not_served: {name: value} of settings that change the text and that neo-tf does not have.
         source: What an error message calls it.
+        declared: All that it says, as it stands there.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
     not_served: Mapping[str, Any] = field(default_factory=dict)
     source: str = GENERATION_CONFIG_FILE
+    declared: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raises ConfigError where a setting changes the text and is not served."""
@@ -82,4 +84,4 @@ def settings_of(values: Mapping[str, Any], config: GPTNeoConfig, source: str) ->
             arguments[name] = [token for token in ids if 0 <= token < config.n_vocab]
     arguments.setdefault("eos_token_id", [])  # as in transformers: without one no token ends a text
     not_served = {name: values[name] for name in LEFT_OUT if name in values and is_refused(name, values[name])}
-    return ModelSettings(arguments, not_served, source)
+    return ModelSettings(arguments, not_served, source, values)

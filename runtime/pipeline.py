@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import operator
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,8 +96,8 @@ class TextGenerationPipeline:
         Raises:
             RequestError: A prompt or an argument that cannot be served.
         """
-        if isinstance(text_inputs, Iterator):
-            return (self(text, **arguments) for text in text_inputs)
+        if isinstance(text_inputs, Iterator) or _is_dataset(text_inputs):
+            return self._one_by_one(text_inputs, arguments)
         many = _is_many(text_inputs)
         texts: list[Any] = list(text_inputs) if many else [text_inputs]
         options = self.arguments(arguments)
@@ -113,6 +114,13 @@ class TextGenerationPipeline:
             for text, own in zip(texts, requests, strict=True)
         ]
         return results if many else results[0]
+
+    def _one_by_one(self, texts: Any, arguments: Mapping[str, Any]) -> Iterator[Any]:
+        """The results of prompts that come one by one; batch_size of them are taken together."""
+        size = arguments.get("batch_size") or 1
+        source = iter(texts) if hasattr(texts, "__iter__") else (texts[number] for number in range(len(texts)))
+        while taken := list(itertools.islice(source, size)):
+            yield from self(taken, **arguments) if size > 1 else [self(taken[0], **arguments)]
 
     def arguments(self, given: Mapping[str, Any]) -> GenerateArguments:
         """A call's arguments, over those of the pipeline, the model's settings, and the defaults.
@@ -145,7 +153,7 @@ class TextGenerationPipeline:
     @functools.cached_property
     def model(self) -> SimpleNamespace:
         """What scripts read of transformers' model: its config, generation_config and device."""
-        generation = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | dict(self.settings.arguments)
+        generation = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | dict(self.settings.declared)
         return SimpleNamespace(
             config=SimpleNamespace(**self.config.to_onnx()),
             generation_config=SimpleNamespace(**generation),
@@ -169,7 +177,8 @@ class TextGenerationPipeline:
             if options.bos_token_id is None:
                 raise RequestError("the prompt is empty, and the model has no bos_token_id to begin with")
             ids = [operator.index(options.bos_token_id)]
-        prompt = options.fit(ids, self.config.n_ctx)
+        most = min(self.config.n_ctx, self.tokenizer.model_max_length) if self.tokenizer else self.config.n_ctx
+        prompt = options.fit(ids, most)
         prefix = self._prefix(text, options)
         uncounted = len(self.tokenizer.encode(prefix, add_special_tokens=False)) if prefix and self.tokenizer else 0
         count = options.requests_of_each
@@ -195,22 +204,24 @@ class TextGenerationPipeline:
         if self.tokenizer is None:
             raise RequestError("the model has no tokenizer: name one with tokenizer=, or prompt with token ids")
         text = self._prefix(prompt, options) + prompt
-        cut = options.cut(self.tokenizer.model_max_length)
-        if cut is None:
-            return self.tokenizer.encode(text, add_special_tokens=options.add_special_tokens)
-        return self.tokenizer.encode(
-            text, add_special_tokens=options.add_special_tokens, truncation=True, max_length=cut
-        )
+        how = options.encoding(self.tokenizer.model_max_length)
+        unknown = how.keys() - {"add_special_tokens", "truncation", "max_length"}
+        if unknown:
+            raise RequestError(f"tokenizer_encode_kwargs: {', '.join(sorted(unknown))} is not served for texts")
+        return self.tokenizer.encode(text, **how)
 
     def _encode_chat(self, messages: Any, options: GenerateArguments) -> list[int]:
         if self.tokenizer is None:
             raise RequestError("the model has no tokenizer: name one with tokenizer=, or prompt with token ids")
+        if self.tokenizer.has_response_template:
+            raise RequestError("the tokenizer's response_template, which would take answers apart, is not served")
         continues = _continues(messages, options)
         return self.tokenizer.apply_chat_template(
             messages,
             add_generation_prompt=not continues,
             continue_final_message=continues,
             return_dict=False,
+            **options.chat_encoding(self.tokenizer.model_max_length),
         )
 
     def results(self, text: Prompt, generation: Generation, options: GenerateArguments) -> list[dict[str, Any]]:
@@ -244,12 +255,6 @@ class TextGenerationPipeline:
         """The text of a result, or for a chat the messages."""
         assert self.tokenizer is not None  # see requests
         new = found.text
-        if not options.skip_special_tokens or options.clean_up_tokenization_spaces is not None:
-            new = self.tokenizer.decode(
-                found.tokens,
-                skip_special_tokens=options.skip_special_tokens,
-                clean_up_tokenization_spaces=options.clean_up_tokenization_spaces,
-            )
         if isinstance(text, str) and self._is_begun(text, options):  # where it shows, the token that was put there does
             new = self.tokenizer.decode(prompt, skip_special_tokens=options.skip_special_tokens) + new
         if not options.return_full_text:
@@ -257,7 +262,7 @@ class TextGenerationPipeline:
         if isinstance(text, str):  # as it was given, special tokens and all, like in transformers
             return text + new
         if not _is_chat(text):
-            return self.tokenizer.stream(prompt).before + new
+            return self.tokenizer.stream(prompt, skip_special_tokens=options.skip_special_tokens).before + new
         messages = [dict(message) for message in cast("Sequence[Mapping[str, Any]]", text)]
         if not _continues(messages, options):
             return [*messages, {"role": "assistant", "content": new}]
@@ -291,6 +296,13 @@ def _is_chat(prompt: Any) -> bool:
         and len(prompt) > 0
         and all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in prompt)
     )
+
+
+def _is_dataset(text_inputs: Any) -> bool:
+    """Whether prompts are gone through one by one, as those of a dataset of torch's or datasets' are."""
+    if isinstance(text_inputs, str | bytes | list | tuple | Mapping) or hasattr(text_inputs, "tolist"):
+        return False
+    return hasattr(text_inputs, "__getitem__") or hasattr(text_inputs, "__iter__")
 
 
 def _is_many(text_inputs: Any) -> bool:

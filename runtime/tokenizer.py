@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import tempfile
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
-from neo_tf.errors import CheckpointError, RequestError
+from neo_tf.errors import CheckpointError, RequestError, first_line
 from neo_tf.file_names import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from neo_tf.tokenizer_backend import (
     AS_IT_IS,
@@ -45,8 +46,16 @@ class TokenizerLike(Protocol):
         """The text of token ids."""
         ...
 
-    def stream(self, prompt: Sequence[int], stop_strings: Sequence[str] = (), include_stop: bool = True) -> TextStream:
-        """A TextStream of the text that follows a prompt, without special tokens."""
+    def stream(
+        self,
+        prompt: Sequence[int],
+        stop_strings: Sequence[str] = (),
+        include_stop: bool = True,
+        *,
+        skip_special_tokens: bool = True,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> TextStream:
+        """A TextStream of the text that follows a prompt."""
         ...
 
 
@@ -107,15 +116,20 @@ class Tokenizer:
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
             files = read_tokenizer_files(Path(folder))
-        if not has_tokenizer(files):
+        if TOKENIZER_FILE not in files:
             raise CheckpointError(f"{name}: saves no tokenizer.json, which is needed here")
-        return cls.from_files(files, name)
+        # tokenizer.json holds what the object is, whatever its class would make of a folder.
+        settings = json.loads(files[TOKENIZER_CONFIG_FILE]) | {"tokenizer_class": AS_IT_IS}
+        return cls.from_files(files | {TOKENIZER_CONFIG_FILE: json.dumps(settings).encode()}, name)
 
     def _set_up(self, files: Mapping[str, bytes], source: Path | str) -> None:
         backend = load_tokenizer(files, source)
         self._tokenizer: tokenizers.Tokenizer = backend.tokenizer
         self._special: dict[str, str | None] = dict.fromkeys(SPECIAL_TOKENS) | backend.special_tokens
-        self._cleans_up = backend.cleans_up
+        self._cleans_up = bool(backend.settings.get("clean_up_tokenization_spaces"))
+        self._can_clean = backend.can_clean
+        self.is_code = backend.settings.get("auto_map") is not None
+        self.has_response_template = backend.settings.get("response_template") is not None
         self._padding = threading.Lock()
         self.extra_special_tokens = list(backend.extra_special_tokens)
         self.chat_template = backend.chat_template
@@ -173,6 +187,17 @@ class Tokenizer:
     def __bool__(self) -> bool:
         return True
 
+    is_fast = True  # as transformers calls a tokenizer of the package tokenizers
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """The ids of the tokens that were added later, and of the special tokens."""
+        return {token.content: index for index, token in sorted(self._tokenizer.get_added_tokens_decoder().items())}
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """The text of tokens."""
+        decoder = self._tokenizer.decoder
+        return decoder.decode(list(tokens)) if decoder is not None else " ".join(tokens)
+
     def get_vocab(self) -> dict[str, int]:
         """The ids of all tokens."""
         return self._tokenizer.get_vocab()
@@ -227,6 +252,7 @@ class Tokenizer:
     def __call__(
         self,
         text: str | Sequence[str],
+        text_pair: str | None = None,
         *,
         add_special_tokens: bool = True,
         padding: bool | str = False,
@@ -239,6 +265,7 @@ class Tokenizer:
 
         Args:
             text: A text, or a list of texts.
+            text_pair: It is refused: a language model continues one text.
             add_special_tokens: As in encode.
             padding: True or "longest" pads to the longest text, "max_length" to max_length.
             truncation: Whether longer texts are cut to max_length tokens.
@@ -249,6 +276,8 @@ class Tokenizer:
         Raises:
             RequestError: A text or an argument cannot be served.
         """
+        if text_pair is not None:
+            raise RequestError("text_pair is not served: join the two texts")
         if return_tensors not in (None, "np"):
             raise RequestError(f'return_tensors must be "np" or None here, not {return_tensors!r}')
         if padding not in (False, True, "longest", "max_length", "do_not_pad"):
@@ -289,6 +318,8 @@ class Tokenizer:
             return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         except TypeError:  # lone surrogates, which stand for bytes of the command line that are not UTF-8
             raise RequestError("the prompt is not valid UTF-8 text") from None
+        except Exception as error:  # tokenizers raises plain Exception, such as for a vocabulary without unk_token
+            raise RequestError(f"the tokenizer cannot encode the prompt: {first_line(error)}") from None
 
     def _pad(self, ids: list[list[int]], masks: list[list[int]], length: int | None) -> None:
         """Pads rows of ids, and their masks with 0, to one length: by default that of the longest row."""
@@ -321,10 +352,11 @@ class Tokenizer:
         if ids and not isinstance(ids[0], int) and not hasattr(ids[0], "__index__"):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
         text = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
-        cleans_up = self._cleans_up
-        if clean_up_tokenization_spaces is not None and type(self._tokenizer.model).__name__ != "BPE":
-            cleans_up = clean_up_tokenization_spaces
-        return clean_up(text) if cleans_up else text
+        return clean_up(text) if self._is_cleaned(clean_up_tokenization_spaces) else text
+
+    def _is_cleaned(self, asked: bool | None) -> bool:
+        """Whether text is cleaned up: as was asked, or else as the settings say. That of BPE seldom can be."""
+        return self._can_clean and (self._cleans_up if asked is None else asked)
 
     def batch_decode(
         self,
@@ -341,14 +373,23 @@ class Tokenizer:
         stop_strings: Sequence[str] = (),
         include_stop: bool = True,
         skip_special_tokens: bool = True,
+        clean_up_tokenization_spaces: bool | None = None,
     ) -> TextStream:
-        """A TextStream of the text that follows a prompt; without special tokens, unless told otherwise."""
+        """A TextStream of the text that follows a prompt.
+
+        Args:
+            prompt: The ids of the prompt.
+            stop_strings, include_stop: See TextStream.
+            skip_special_tokens: Whether special tokens are left out.
+            clean_up_tokenization_spaces: As in decode.
+        """
         tokenizer = self._tokenizer
 
         def decode(ids: Sequence[int]) -> str:
             return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
-        pieces = pieces_of(tokenizer, decode, list(prompt), self._cleans_up, skip_special_tokens)
+        cleans_up = self._is_cleaned(clean_up_tokenization_spaces)
+        pieces = pieces_of(tokenizer, decode, list(prompt), cleans_up, skip_special_tokens)
         return TextStream(pieces, stop_strings, include_stop)
 
     # ---- chats
@@ -362,6 +403,8 @@ class Tokenizer:
         continue_final_message: bool = False,
         tokenize: bool = True,
         return_dict: bool = True,
+        truncation: bool = False,
+        max_length: int | None = None,
         **variables: Any,
     ) -> Any:
         """The prompt of a chat.
@@ -372,6 +415,8 @@ class Tokenizer:
             add_generation_prompt: Whether the prompt ends with the beginning of the assistant's answer.
             continue_final_message: Whether the prompt ends with the last message, which is to be continued.
             tokenize: Whether token ids are returned, not the text.
+            truncation: Whether a longer prompt is cut to max_length tokens.
+            max_length: The number of tokens. By default it is model_max_length.
             return_dict: Whether ids are returned as a call returns them, not as a list.
             variables: What else the template sees, such as tools.
 
@@ -394,7 +439,7 @@ class Tokenizer:
         shown = texts if many else texts[0]
         if not tokenize:
             return shown
-        found = self(shown, add_special_tokens=False)
+        found = self(shown, add_special_tokens=False, truncation=truncation, max_length=max_length)
         return found if return_dict else found["input_ids"]
 
     def _chat_template(self, name: str | None, has_tools: bool) -> str:
@@ -420,17 +465,10 @@ def as_tokenizer(tokenizer: Any) -> Tokenizer:
     """
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
-    source = type(tokenizer).__name__
-    if hasattr(tokenizer, "save_pretrained"):
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer.save_pretrained(folder)
-            return Tokenizer.from_files(read_tokenizer_files(Path(folder)), source)
-    if hasattr(tokenizer, "to_str"):
-        settings = f'{{"tokenizer_class": "{AS_IT_IS}"}}'.encode()
-        return Tokenizer.from_files(
-            {TOKENIZER_FILE: tokenizer.to_str().encode(), TOKENIZER_CONFIG_FILE: settings}, source
-        )
-    raise RequestError(f"tokenizer must be a folder, a tokenizer.json or a tokenizer, not a {source}")
+    if not hasattr(tokenizer, "save_pretrained") and not hasattr(tokenizer, "to_str"):
+        name = type(tokenizer).__name__
+        raise RequestError(f"tokenizer must be a folder, a tokenizer.json, a hub id or a tokenizer, not a {name}")
+    return Tokenizer.from_object(tokenizer)
 
 
 def _files_at(path: Path) -> Mapping[str, bytes]:

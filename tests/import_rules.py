@@ -110,6 +110,7 @@ CONTRACTS = {
     "neo_tf.progress",
     "neo_tf.sizes",
     "neo_tf.tokenizer_backend",
+    "neo_tf.tokenizer_classes",
     "neo_tf.variables",
 }
 ROOF = ("neo_tf.evaluation", "neo_tf.model_cache", "neo_tf.text_generation", "neo_tf.cli")

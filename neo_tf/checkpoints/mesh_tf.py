@@ -16,6 +16,7 @@ from neo_tf.checkpoints.dtypes import DTYPES, dtype_name
 from neo_tf.checkpoints.model_files import read_files, write_files
 from neo_tf.checkpoints.tokenizer_files import read_dataset_config, with_token_ids
 from neo_tf.config import GPTNeoConfig
+from neo_tf.config_values import OTHER_ACTIVATIONS
 from neo_tf.errors import CheckpointError, ConfigError, first_line
 from neo_tf.file_names import CONFIG_FILE, TOKENIZER_FILE
 from neo_tf.git_lfs import refuse_pointer
@@ -236,6 +237,8 @@ def _write_configs(checkpoint: Checkpoint, folder: Path) -> None:
         if key in params:
             raise ConfigError(f"the original has no key for {key} = {params[key]}: it cannot hold this model")
     write_json(folder / CONFIG_FILE, _TRAINING_DEFAULTS | params)
+    if config.activation_fn in OTHER_ACTIVATIONS:
+        raise ConfigError(f"the original has no activation_fn {config.activation_fn}: it cannot hold this model")
     dataset = {"n_vocab": config.n_vocab, "path": "", "eval_path": ""}
     write_files("mesh-tf", checkpoint, folder)
     if TOKENIZER_FILE in checkpoint.files:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from neo_tf.checkpoints.checkpoint import LazyTensor
@@ -20,6 +21,15 @@ _DTYPES = {
     "F16": DTYPES["float16"],
     "BF16": DTYPES["bfloat16"],
     "F64": np.dtype(np.float64),
+    # Types that no model is read from: they have their names here, so that a message can name them.
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "I16": np.dtype(np.int16),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+    "BOOL": np.dtype(np.bool_),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 _FORMAT_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _UNKNOWN_DTYPE = np.dtype(np.void)
@@ -28,7 +38,8 @@ _UNKNOWN_DTYPE = np.dtype(np.void)
 def read_safetensors(file: Path) -> dict[str, LazyTensor]:
     """The tensors of a file, by the names that they have there.
 
-    A tensor of a type that is neither in DTYPES nor float64 gets the type void, which a Checkpoint refuses.
+    A Checkpoint refuses tensors of a type that is neither in DTYPES nor float64. One that numpy has no name for gets
+    the type void.
 
     Raises:
         CheckpointError: The file is missing, cut short or damaged.

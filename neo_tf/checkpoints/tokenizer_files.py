@@ -10,6 +10,7 @@ from neo_tf.config import GPTNeoConfig
 from neo_tf.config_values import GPT2_VOCAB_SIZE
 from neo_tf.errors import CheckpointError, ConfigError
 from neo_tf.file_names import MERGES_FILE, TOKENIZER_FILE, UNREAD_TOKENIZER_FILES, VOCAB_FILE
+from neo_tf.hub import tokenizer_path
 from neo_tf.json_files import read_json
 from neo_tf.tokenizer_backend import has_tokenizer, load_tokenizer, read_tokenizer_files
 
@@ -27,7 +28,7 @@ def find_tokenizer(
     Args:
         folder: The folder of the weights, or None where the weights lie nowhere.
         n_vocab: The size of the model's vocabulary.
-        explicit: A tokenizer.json, or a folder that holds a tokenizer.
+        explicit: A tokenizer.json, a folder that holds a tokenizer, or a hub id.
         datasets: As in read_dataset_config.
 
     Returns:
@@ -38,7 +39,7 @@ def find_tokenizer(
             malformed.
     """
     if explicit is not None:
-        path = Path(explicit)
+        path = Path(tokenizer_path(explicit) or explicit)
         found = read_tokenizer_files(path) if path.is_dir() else {TOKENIZER_FILE: _read(path)}
         if not has_tokenizer(found):
             raise CheckpointError(f"{explicit}: holds no tokenizer.json, and no vocab.json with merges.txt")

@@ -7,6 +7,7 @@ import typer
 
 from neo_tf.cli.console import count_progress, export_progress
 from neo_tf.cli.shared_options import (
+    AdapterPath,
     ChosenPrecision,
     Device,
     Model,
@@ -112,6 +113,7 @@ def benchmark(
     tokenizer: TokenizerPath = None,
     revision: Revision = None,
     moe_policy: MoePolicy = None,
+    adapter: AdapterPath = None,
 ) -> None:
     """Measure speed and memory: decoding, prefill, long contexts, batches, loading, and the memory's bandwidth.
 
@@ -130,7 +132,7 @@ def benchmark(
     _check_together(speed, requests, slots)
     common = {"rounds": rounds, "device": device, "threads": threads, "precision": precision}
     with ReportFiles.open(json_file, plot_file) as files:
-        path = resolve_model(model, tokenizer, revision, export_progress, moe_policy, precision)
+        path = resolve_model(model, tokenizer, revision, export_progress, moe_policy, precision, adapter)
         folder = OnnxFolder.read(path)
         if requests is None:
             figures = _measure_speed(folder, speed | common)

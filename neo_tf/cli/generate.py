@@ -126,13 +126,14 @@ def generate(
     **arguments: Any,
 ) -> None:
     """Continue texts. A single text is shown while it is written; several become lines of JSON."""
+    from neo_tf.hub import tokenizer_path
     from neo_tf.runtime.arguments import GenerateArguments
 
     given = read_options(arguments)
     GenerateArguments.check(given)  # what is wrong is said before a model is exported or loaded
     loader = _Loader(
         model,
-        tokenizer,
+        tokenizer_path(tokenizer),
         revision,
         moe_policy,
         precision and precision.value,
@@ -166,7 +167,7 @@ class _Loader:
     """Loads the model that the options of the same names describe."""
 
     model: str
-    tokenizer: Path | None
+    tokenizer: Path | str | None
     revision: str | None
     moe_policy: str | None
     precision: str | None

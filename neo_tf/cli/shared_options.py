@@ -40,7 +40,8 @@ TokenizerPath = Annotated[
     typer.Option(
         "--tokenizer",
         metavar="PATH",
-        help="The tokenizer: a tokenizer.json, or a folder that holds one. By default the one beside the weights.",
+        help="The tokenizer: a tokenizer.json, a folder that holds one, or a hub id. By default the one beside the "
+        "weights.",
     ),
 ]
 ConfigPath = Annotated[

@@ -73,6 +73,12 @@ def choose(device: str | int | None, target: str) -> tuple[str, int]:
     return "cuda", index
 
 
+def has_cuda(device: str | int | None) -> bool:
+    """Whether a model runs on CUDA that may: CUDA is named, or no device is named and a GPU is here."""
+    name, _ = normalise_device(device)
+    return name == "cuda" or (name is None and _has_gpu())
+
+
 def session_options(threads: int | None = None, spin_microseconds: int | None = None) -> SessionOptions:
     """The options of an onnxruntime session that raises its errors and does not print them as well.
 

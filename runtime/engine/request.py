@@ -34,6 +34,9 @@ class Request:
         on_token: Called as on_token(token_id) with each new token, in the engine's thread.
         max_time: Seconds after which the text ends, counted from the beginning of its prefill.
         tokenizer: Writes the text. Without a tokenizer no text is written.
+        skip_special_tokens: Whether special tokens are left out of the text.
+        clean_up_tokenization_spaces: Whether the spaces before punctuation are removed from the text; by default the
+            tokenizer's own setting holds.
         stop_strings: Texts that end the text. A stop string may begin in the prompt.
         include_stop_str_in_output: Whether the text goes on to the end of the token that completes the stop string, as
             in transformers. Otherwise the text ends before the stop string.
@@ -57,6 +60,8 @@ class Request:
     on_token: Callable[[int], object] | None = None
     max_time: float | None = default("max_time")
     tokenizer: "TokenizerLike | None" = None
+    skip_special_tokens: bool = default("skip_special_tokens")
+    clean_up_tokenization_spaces: bool | None = default("clean_up_tokenization_spaces")
     stop_strings: Sequence[str] = default("stop_strings")
     include_stop_str_in_output: bool = default("include_stop_str_in_output")
     on_text: Callable[[str], object] | None = None

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .generation import FinishReason, Generation
 from .request import Request
@@ -92,7 +92,7 @@ def stop_test(request: Request) -> Callable[[list[int]], bool] | None:
         last = tokens[-tail:]
         before = prompt[-tail:] if len(last) == len(tokens) else []
         # Not as one prompt: the first token after a prompt may have another text than one in the middle.
-        stream = tokenizer.stream(before, request.stop_strings)
+        stream = tokenizer.stream(before, request.stop_strings, **_writing(request))
         for token in last:
             stream(token)
         return stream.stopped
@@ -109,4 +109,14 @@ def text_of(request: Request, tokens: list[int]) -> str:
 def _stream(request: Request) -> "TextStream":
     """Writes the text that follows a request's prompt."""
     assert request.tokenizer is not None
-    return request.tokenizer.stream(request.prompt, request.stop_strings, request.include_stop_str_in_output)
+    return request.tokenizer.stream(
+        request.prompt, request.stop_strings, request.include_stop_str_in_output, **_writing(request)
+    )
+
+
+def _writing(request: Request) -> dict[str, Any]:
+    """How a request's tokens become text."""
+    return {
+        "skip_special_tokens": request.skip_special_tokens,
+        "clean_up_tokenization_spaces": request.clean_up_tokenization_spaces,
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from .call import Call
 from .errors import ServerError, bad_request
 from .mailbox import Mailbox
 from .metrics import Metrics
-from .token_texts import TokenTexts, WithSpecialTokens
+from .token_texts import TokenTexts
 
 if TYPE_CHECKING:
     from ..arguments import GenerateArguments
@@ -145,9 +144,6 @@ class Serving:
                 limit_field if len(ids) <= self.config.n_ctx else prompt_field,
                 "context_length_exceeded",
             )
-        if not options.skip_special_tokens:
-            shown = WithSpecialTokens(self.tokenizer)
-            requests = [dataclasses.replace(request, tokenizer=shown) for request in requests]
         for request in requests:
             self.service.check(request)
         return requests

@@ -6,9 +6,6 @@ import functools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from ..text_stream import TextStream
     from ..tokenizer import Tokenizer
 
 
@@ -46,29 +43,6 @@ class TokenTexts:
         if written is None:
             return ""
         return written if self._is_byte_level else written.replace("\u2581", " ")
-
-
-class WithSpecialTokens:
-    """A tokenizer that writes special tokens into the text; a TokenizerLike.
-
-    Args:
-        tokenizer: The tokenizer that it changes.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def encode(self, text: str) -> list[int]:
-        """The token ids of a text."""
-        return self._tokenizer.encode(text)
-
-    def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """The text of token ids."""
-        return self._tokenizer.decode(token_ids, skip_special_tokens)
-
-    def stream(self, prompt: Sequence[int], stop_strings: Sequence[str] = (), include_stop: bool = True) -> TextStream:
-        """A TextStream of the text that follows a prompt."""
-        return self._tokenizer.stream(prompt, stop_strings, include_stop, skip_special_tokens=False)
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -202,9 +202,8 @@ def test_padding_outside_the_embedding_is_kept_from_transformers():
     ("changes", "message"),
     [
         ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
-        ({"activation_function": "gelu"}, "activation_function 'gelu' is not supported"),  # erf, not tanh
-        ({"activation_function": "gelu", "activation_fn": None}, "activation_function 'gelu' is not supported"),
-        ({"attention_layers": ["global", "local", "local"]}, r"\['global', 'local', 'local'\].*\[\['local', 'global"),
+        ({"activation_function": "quick_gelu"}, "activation_function 'quick_gelu' is not supported"),
+        ({"activation_function": "gelu_10", "activation_fn": None}, "activation_function 'gelu_10' is not supported"),
         ({"attention_types": None, "attention_layers": None}, "neither attention_types nor attention_layers"),
     ],
 )
@@ -357,8 +356,25 @@ def test_config_that_transformers_takes_means_the_same(tmp_path, case):
     assert ours.pad_token_id == (None if theirs.pad_token_id == -1 else theirs.pad_token_id)
 
 
+def test_attention_layers_decide_where_attention_types_contradict_them(tmp_path, caplog):
+    """So it is in transformers, which sets the key after what attention_types gives."""
+    params = HUGGINGFACE | {"attention_layers": ["global", "local", "local"]}
+    found = GPTNeoConfig.from_huggingface(params)
+    (tmp_path / "config.json").write_text(json.dumps(params))
+    assert list(found.attention_types) == AutoConfig.from_pretrained(tmp_path).attention_layers
+    assert "attention_layers" in caplog.text
+
+
+def test_gelu_with_erf_goes_through_each_form():
+    config = GPTNeoConfig.from_huggingface(HUGGINGFACE | {"activation_function": "gelu"})
+    assert config.to_huggingface()["activation_function"] == "gelu"
+    assert GPTNeoConfig.from_original(config.to_original()) == config  # Keras's folder has it in this form
+
+
 ACTIVATIONS = (
     *(
+        "gelu",
+        "gelu_python",
         "gelu_new",
         "gelu_fast",
         "gelu_accurate",

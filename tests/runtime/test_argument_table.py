@@ -147,6 +147,8 @@ def test_an_argument_that_a_request_has_reaches_it():
         "max_time": 7.5,
         "stop_strings": ["a"],
         "include_stop_str_in_output": False,
+        "skip_special_tokens": False,
+        "clean_up_tokenization_spaces": True,
         "logprobs": 3,
         "prompt_logprobs": 2,
         "output_logits": True,

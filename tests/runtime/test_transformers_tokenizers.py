@@ -74,6 +74,7 @@ def check(folder):
 CLASSES = [
     *(None, "GPT2TokenizerFast", "CodeGenTokenizer", "GPTNeoXTokenizerFast"),
     *("PreTrainedTokenizerFast", "TokenizersBackend", "OfSomebodysOwn"),
+    *("RobertaTokenizer", "Qwen2TokenizerFast", "LlamaTokenizer"),
 ]
 SETTINGS = {
     "none": {},
@@ -167,6 +168,13 @@ def test_settings_of_other_files(folder, kind, edit):
     check(folder)
 
 
+def _write_vocabulary(folder):
+    model = json.loads(BPE.read_text("utf-8"))["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+
+
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize(
     "settings",
@@ -177,10 +185,7 @@ def test_settings_of_other_files(folder, kind, edit):
     ],
 )
 def test_vocabulary_and_merges_alone(folder, settings, older):
-    model = json.loads(BPE.read_text("utf-8"))["model"]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+    _write_vocabulary(folder)
     if settings:
         change(folder / "tokenizer_config.json", **settings)
     if older:
@@ -280,6 +285,102 @@ def test_other_kinds_of_tokenizers(folder, kind, loaded, cleans_up):
         (folder / "tokenizer_config.json").unlink()
     else:
         change(folder / "tokenizer_config.json", tokenizer_class=loaded)
+    check(folder)
+
+
+def _bpe_with_bytes():
+    """What LlamaTokenizer and GemmaTokenizer write."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *"▁helowrd", "he", "ll", "▁w", "hell"]
+    merges = [("h", "e"), ("l", "l"), ("▁", "w"), ("he", "ll")]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    made = Backend(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", pair=None, special_tokens=[("<s>", 1)])
+    return made
+
+
+BERT, ROBERTA = {"do_lower_case": False}, {"add_prefix_space": False, "mask_token": "cat"}
+REBUILT = [
+    *(("BertTokenizerFast", _word_piece, settings) for settings in ({}, BERT, BERT | {"strip_accents": True})),
+    *(("BertTokenizer", kind, {"cls_token": "the"}) for kind in (_word_level, _word_piece)),
+    *(("DistilBertTokenizer", _word_piece, settings) for settings in ({"tokenize_chinese_chars": False}, BERT)),
+    *(("XLMRobertaTokenizerFast", _unigram, settings) for settings in ({}, ROBERTA, {"eos_token": "hel"})),
+    *(("LlamaTokenizerFast", kind, {}) for kind in (_bpe_with_bytes, _unigram_with_bytes)),
+    *(("LlamaTokenizer", _bpe_with_bytes, {"add_prefix_space": False, "legacy": legacy}) for legacy in (True, False)),
+    ("LlamaTokenizer", _bpe_with_bytes, {"legacy": True, "pad_token": "</s>"}),
+    *(("GemmaTokenizer", kind, {"bos_token": "<s>"}) for kind in (_bpe_with_bytes, _unigram_with_bytes)),
+    *((name, _bpe_with_ends_of_words, {}) for name in ("RobertaTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer")),
+]
+
+
+@pytest.mark.parametrize("name, kind, settings", REBUILT, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_classes_that_build_the_tokenizer_anew(folder, name, kind, settings):
+    kind().save(str(folder / "tokenizer.json"))
+    change(folder / "tokenizer_config.json", tokenizer_class=name, **settings)
+    check(folder)
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "config.json"])
+def test_a_vocabulary_of_words_alone(folder, where):
+    """As GPT-Neos in Chinese have it: BERT's class, and vocab.txt."""
+    (folder / "vocab.txt").write_text("[PAD]\n" + "\n".join(WORDS) + "\n你\n好\n[MASK]\n", encoding="utf-8")
+    change(folder / where, tokenizer_class="BertTokenizer")
+    check(folder)
+
+
+@pytest.mark.parametrize("name", ["RobertaTokenizer", "Qwen2Tokenizer"])
+def test_vocabulary_and_merges_of_other_classes(folder, name):
+    _write_vocabulary(folder)
+    change(folder / "tokenizer_config.json", tokenizer_class=name)
+    check(folder)
+
+
+@pytest.mark.parametrize("name", ["T5Tokenizer", "WhisperTokenizerFast", "CamembertTokenizer", "ByT5Tokenizer"])
+def test_classes_that_are_not_built_are_refused_by_name(folder, name):
+    shutil.copy(BPE, folder / "tokenizer.json")
+    change(folder / "tokenizer_config.json", tokenizer_class=name)
+    with pytest.raises(CheckpointError, match=name):
+        Tokenizer(folder)
+
+
+def test_each_class_of_transformers_is_built_or_refused():
+    """A class that a later version adds is named here: it must not be taken for one that nobody knows."""
+    from neo_tf.tokenizer_classes import CLASSES, UNKNOWN_HERE
+
+    known = {name.removesuffix("Fast") for name in dir(transformers) if name.endswith(("Tokenizer", "TokenizerFast"))}
+    helpers = {"AutoTokenizer", "BasicTokenizer", "CharacterTokenizer", "MecabTokenizer", "WordpieceTokenizer"}
+    as_it_is = {"PreTrainedTokenizer"}
+    assert known - helpers - as_it_is <= CLASSES.keys() | UNKNOWN_HERE
+    assert not CLASSES.keys() & UNKNOWN_HERE
+
+
+@pytest.mark.parametrize(
+    "names, read",
+    [
+        (["tokenizer.json", "tokenizer.4.0.json", "tokenizer.99.0.json"], "tokenizer.4.0.json"),
+        (["tokenizer.99.0.json", "other.json"], "tokenizer.json"),
+    ],
+)
+def test_a_tokenizer_file_for_a_version(folder, names, read):
+    for name in ("tokenizer.json", *names):
+        shutil.copy(BPE, folder / name)
+    change(folder / "tokenizer.json", added_tokens=[])
+    change(folder / "tokenizer_config.json", fast_tokenizer_files=names, tokenizer_class="PreTrainedTokenizerFast")
+    check(folder)
+    assert (Tokenizer(folder).encode(END) == [0]) == (read != "tokenizer.json")
+
+
+def test_a_tokenizer_file_for_a_version_that_is_missing_is_named(folder):
+    shutil.copy(BPE, folder / "tokenizer.json")
+    change(folder / "tokenizer_config.json", fast_tokenizer_files=["tokenizer.4.0.json"])
+    with pytest.raises(CheckpointError, match=r"tokenizer\.4\.0\.json: missing"):
+        Tokenizer(folder)
+
+
+def test_a_tokenizer_in_code_of_its_own_is_read_as_transformers_reads_it_without_trust(folder):
+    shutil.copy(BPE, folder / "tokenizer.json")
+    change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["mine.Slow", None]}, add_prefix_space=True)
     check(folder)
 
 

@@ -179,6 +179,13 @@ def test_a_float64_beyond_float32_is_named(tmp_path, saved):
         neo_tf.convert(saved, tmp_path / "ours", "huggingface")
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "float8_e5m2", "int32"])
+def test_a_type_that_is_not_read_is_named(saved, dtype):
+    rewrite(saved, lambda tensors: tensors | {"transformer.ln_f.bias": torch.zeros(24).to(getattr(torch, dtype))})
+    with pytest.raises(CheckpointError, match=f"gpt2/ln_f/b is of type {dtype}, not one of float32"):
+        neo_tf.open_checkpoint(saved)
+
+
 # ---- NaN and Inf
 
 
