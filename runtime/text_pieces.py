@@ -204,10 +204,12 @@ def pieces_of(tokenizer: Tokenizer, decode: Decode, prompt: Sequence[int], clean
         mark = tokenizer.encode(OPEN, add_special_tokens=False).ids
         pieces = BytePieces(decode, prompt, is_open=list(prompt[-len(mark) :]) != mark)
     elif kinds is not None:
-        special = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        # By its content: a normalizer may have changed an added token's, which then is written.
+        special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
 
         def token_of(index: int) -> str | None:
-            return None if index in special else tokenizer.id_to_token(index)
+            token = tokenizer.id_to_token(index)
+            return None if token in special else token
 
         pieces = TokenPieces(decode, token_of, "ByteFallback" in kinds, decode(prompt))
     else:

@@ -116,6 +116,7 @@ class Tokenizer:
         self._tokenizer: tokenizers.Tokenizer = backend.tokenizer
         self._special: dict[str, str | None] = dict.fromkeys(SPECIAL_TOKENS) | backend.special_tokens
         self._cleans_up = backend.cleans_up
+        self._may_clean_up = backend.may_clean_up
         self._padding = threading.Lock()
         self.extra_special_tokens = list(backend.extra_special_tokens)
         self.chat_template = backend.chat_template
@@ -303,8 +304,8 @@ class Tokenizer:
         Args:
             token_ids: An id, a list or an array of ids, or several of them.
             skip_special_tokens: Whether special tokens are left out.
-            clean_up_tokenization_spaces: Whether spaces before punctuation are removed, which byte-level BPE never
-                does; by default the tokenizer's own setting counts.
+            clean_up_tokenization_spaces: Whether spaces before punctuation are removed, which BPE does only where
+                the tokenizer's own settings allow it; by default the tokenizer's own setting counts.
         """
         values = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         ids = [values] if isinstance(values, int) else list(values)
@@ -312,8 +313,8 @@ class Tokenizer:
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
         text = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         cleans_up = self._cleans_up
-        if clean_up_tokenization_spaces is not None and type(self._tokenizer.model).__name__ != "BPE":
-            cleans_up = clean_up_tokenization_spaces
+        if clean_up_tokenization_spaces is not None:
+            cleans_up = clean_up_tokenization_spaces and self._may_clean_up
         return clean_up(text) if cleans_up else text
 
     def batch_decode(
