@@ -36,11 +36,11 @@ _NAMES_OF_ONES_OWN = "model_specific_special_tokens"
 # The class that takes a tokenizer.json as it is. transformers 5 calls it TokenizersBackend.
 AS_IT_IS = "PreTrainedTokenizerFast"
 GPT2_CLASS = "GPT2Tokenizer"
-_GPT_NEOX_CLASS = "GPTNeoXTokenizer"
+GPT_NEOX_CLASS = "GPTNeoXTokenizer"
 _GPT_NEOX_PADDING = "<|padding|>"
 # Classes that rebuild the tokenizer from its vocabulary. Others' are taken as they stand in tokenizer.json, which is
 # what a class of transformers writes there.
-_LIKE_GPT2 = (GPT2_CLASS, "CodeGenTokenizer", _GPT_NEOX_CLASS)
+_LIKE_GPT2 = (GPT2_CLASS, "CodeGenTokenizer", GPT_NEOX_CLASS)
 _GPT2_END_OF_TEXT = "<|endoftext|>"
 
 
@@ -140,10 +140,10 @@ def _load(files: Mapping[str, bytes]) -> TokenizerBackend:
             )
         tokenizer = _from_text(files)
     else:
-        tokenizer = _gpt2(files, bool(settings.get("add_prefix_space")), is_neox=name == _GPT_NEOX_CLASS)
+        tokenizer = _gpt2(files, bool(settings.get("add_prefix_space")), is_neox=name == GPT_NEOX_CLASS)
         for key in ("unk_token", "bos_token", "eos_token"):
             settings.setdefault(key, _GPT2_END_OF_TEXT)
-        settings.setdefault("pad_token", _GPT_NEOX_PADDING if name == _GPT_NEOX_CLASS else None)
+        settings.setdefault("pad_token", _GPT_NEOX_PADDING if name == GPT_NEOX_CLASS else None)
     if tokenizer.padding is not None:
         settings.setdefault("pad_token", tokenizer.padding["pad_token"])
     if tokenizer.truncation is not None:

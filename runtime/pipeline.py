@@ -244,14 +244,14 @@ class TextGenerationPipeline:
         """The text of a result, or for a chat the messages."""
         assert self.tokenizer is not None  # see requests
         new = found.text
-        if not options.skip_special_tokens or options.clean_up_tokenization_spaces is not None:
+        begun = len(prompt) == 1 and isinstance(text, str) and not self._encode(text, options)
+        if begun or not options.skip_special_tokens or options.clean_up_tokenization_spaces is not None:
+            # The token that was put at the beginning of an empty prompt shows, too.
             new = self.tokenizer.decode(
-                found.tokens,
+                [*prompt, *found.tokens] if begun else found.tokens,
                 skip_special_tokens=options.skip_special_tokens,
                 clean_up_tokenization_spaces=options.clean_up_tokenization_spaces,
             )
-        if isinstance(text, str) and self._is_begun(text, options):  # where it shows, the token that was put there does
-            new = self.tokenizer.decode(prompt, skip_special_tokens=options.skip_special_tokens) + new
         if not options.return_full_text:
             return new
         if isinstance(text, str):  # as it was given, special tokens and all, like in transformers
@@ -263,10 +263,6 @@ class TextGenerationPipeline:
             return [*messages, {"role": "assistant", "content": new}]
         last = {**messages[-1], "content": messages[-1]["content"] + new}
         return [*messages[:-1], last]
-
-    def _is_begun(self, text: str, options: GenerateArguments) -> bool:
-        """Whether a prompt was empty, and begins with a token that nobody gave."""
-        return not text.strip() and not self._encode(text, options)
 
 
 def _streaming(request: Request, streamer: Any) -> Request:

@@ -1,6 +1,6 @@
 """Compares what neo-tf makes of a folder with what transformers makes of it."""
 
-from random_tokenizers import NAMES, random_text
+from draw_tokenizer import NAMES, random_text
 
 from neo_tf.errors import NeoTFError
 from neo_tf.runtime.tokenizer import Tokenizer

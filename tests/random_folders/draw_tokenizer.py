@@ -12,7 +12,24 @@ UNKNOWN = "[UNK]"
 END = "<|endoftext|>"
 SPECIAL = (END, "<pad>", "<s>", "</s>", "<|im_end|>", "[MASK]", "[SEP]", "[CLS]", "cat", "new word", "Ünew", " lead")
 BLANKS = (" ", " ", " ", "  ", "\n", "\t", "\u00a0", " \r\n", "\u3000", "")
-ODD = ("▁", "##s", "<0x41>", "<0xE4>", "\u200b", "e\u0301", "\ufffd", "Ġ", "</w>", "zz", "QQ", "[", "<", "\x00", "Ω", "한")
+ODD = (
+    "▁",
+    "##s",
+    "<0x41>",
+    "<0xE4>",
+    "\u200b",
+    "e\u0301",
+    "\ufffd",
+    "Ġ",
+    "</w>",
+    "zz",
+    "QQ",
+    "[",
+    "<",
+    "\x00",
+    "Ω",
+    "한",
+)
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 CLASSES = (
     *(None, None, None, "GPT2Tokenizer", "GPT2TokenizerFast", "CodeGenTokenizerFast", "GPTNeoXTokenizerFast"),
@@ -159,9 +176,7 @@ def _unigram(draw):
 
 
 def _metaspace(draw):
-    return pre_tokenizers.Metaspace(
-        prepend_scheme=draw.choice(["always", "first", "never"]), split=draw.random() < 0.8
-    )
+    return pre_tokenizers.Metaspace(prepend_scheme=draw.choice(["always", "first", "never"]), split=draw.random() < 0.8)
 
 
 def _of_metaspace(draw, fallback):
