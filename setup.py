@@ -25,6 +25,7 @@ BASE = [
     "rich>=14",
 ]
 PLOT = ["matplotlib>=3.11"]
+SERVER = ["fastapi>=0.165", "uvicorn>=0.54", "prometheus_client>=0.26"]
 TENSORFLOW = ["tensorflow>=2.21", "keras>=3.15", "h5py>=3.14"]
 
 setup(
@@ -49,17 +50,22 @@ setup(
         "neo_tf.runtime.engine",
         "neo_tf.runtime.jobs",
         "neo_tf.runtime.sampling",
+        "neo_tf.runtime.server",
     ],
     install_requires=BASE,
     package_data={"neo_tf": ["py.typed"]},
     extras_require={
         "tensorflow": TENSORFLOW,
         "plot": PLOT,  # of the benchmark
+        "server": SERVER,
         "cuda": [f"onnxruntime-gpu[cuda,cudnn]>=1.31; {GPU_WHEEL}"],
         # torch and transformers judge the conversions; nothing else uses them.
         "test": [
             *TENSORFLOW,
             *PLOT,
+            *SERVER,
+            "openai>=3.57",  # a client of the server
+            "httpx>=0.28",  # and one that sends what no client would
             "pytest>=9",
             "hypothesis>=6.100",
             "torch>=2.13",

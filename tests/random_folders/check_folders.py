@@ -1,4 +1,4 @@
-"""Draws folders at random and compares neo-tf with transformers on each: `python tests/random_folders/check_folders.py --help`."""
+"""Draws folders at random, and compares neo-tf with transformers on each. `make random-folders` runs it."""
 
 import argparse
 import collections

@@ -1,5 +1,6 @@
 """Draws the files of a tokenizer at random: its kind, its parts, and where its settings and special tokens stand."""
 
+import itertools
 import json
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -88,7 +89,7 @@ def _byte_level(draw):
     vocab = {token: index for index, token in enumerate([END, *BYTES] if draw.random() < 0.7 else [*BYTES, END])}
     merges = []
     for _ in range(draw.randrange(60)):
-        pairs = sorted({(a, b) for word in words for a, b in zip(word, word[1:], strict=False)})
+        pairs = sorted({(a, b) for word in words for a, b in itertools.pairwise(word)})
         if not pairs:
             break
         pair = draw.choice(pairs)
@@ -126,9 +127,7 @@ def _bpe(draw):
     vocab = {token: index for index, token in enumerate(tokens)}
     merges = []
     for _ in range(draw.randrange(50)):
-        pairs = sorted(
-            {(a, b) for word in words for a, b in zip(word, word[1:], strict=False) if a in vocab and b in vocab}
-        )
+        pairs = sorted({(a, b) for word in words for a, b in itertools.pairwise(word) if a in vocab and b in vocab})
         if not pairs:
             break
         pair = draw.choice(pairs)

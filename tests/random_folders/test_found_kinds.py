@@ -5,10 +5,8 @@ import random
 import shutil
 
 import pytest
-
-transformers = pytest.importorskip("transformers")
-
 import torch
+import transformers
 from conftest import TINY_PYTHON
 from judge_tokenizer import check_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
