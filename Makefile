@@ -12,11 +12,13 @@ GPU := .venv-gpu
 GPU_PYTHON := $(GPU)/bin/python
 MODEL := tests/fixtures/tiny-python
 PROMPT ?= def read_lines(path):
+N ?= 2000
+SEED ?= 0
 
-.PHONY: help demo test gpu lint types peers lock update latest clean
+.PHONY: help demo test gpu threads random-folders lint types peers lock update latest clean
 
 help:
-	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
 
 demo: $(VENV)/.demo ## from nothing to generated text, with a small bundled model
 	@rm -rf demo && mkdir demo
@@ -51,6 +53,9 @@ types: $(VENV)/.test ## checks the types
 	@rm -rf build
 	$(BIN)/python -m pip install $(QUIET) --no-deps --no-build-isolation --target build/types .
 	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p neo_tf
+
+random-folders: $(VENV)/.test ## draws N folders from SEED on, and compares neo-tf with transformers on each
+	$(BIN)/python tests/random_folders/check_folders.py --folders $(N) --seed $(SEED)
 
 # -- What is installed ------------------------------------------------------------------------------------------------
 

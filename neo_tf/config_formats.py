@@ -4,7 +4,7 @@ The readers return the fields of a GPTNeoConfig, which checks them; the writers 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neo_tf.config_fields import ConfigFields
@@ -176,6 +176,10 @@ _OTHER_HUGGINGFACE_KEYS = (
 )
 # The key of ConfigFields.training that holds Hugging Face's other keys. They go back where they came from.
 HUGGINGFACE_KEYS = "huggingface"
+# Among them: the ids that config.json leaves out. A config of transformers has defaults for them, but no token ends a
+# text, where no generation_config.json names one.
+IDS_LEFT_OUT = "ids_left_out"
+_IDS = ("eos_token_id", "bos_token_id")
 # What transformers takes for an end-of-text id that config.json does not name.
 _DEFAULT_EOS = GPT2_VOCAB_SIZE - 1
 _HUGGINGFACE_KEYS = frozenset((*_FROM_HUGGINGFACE, *_OTHER_HUGGINGFACE_KEYS, *ORIGINAL_ONLY_KEYS))
@@ -222,6 +226,7 @@ def read_huggingface_config(params: Mapping[str, Any]) -> dict[str, Any]:
     """
     if params.get("model_type", "gpt_neo") != "gpt_neo":
         raise ConfigError(f"model_type is {params['model_type']!r}, not 'gpt_neo'")
+    left_out = [key for key in _IDS if key not in params] if "model_type" in params else []
     params = _with_defaults(params)
     _require_keys(params, tuple(_HUGGINGFACE_SIZES))
     fields = {field: params[key] for key, field in _FROM_HUGGINGFACE.items() if params.get(key) is not None}
@@ -234,7 +239,7 @@ def read_huggingface_config(params: Mapping[str, Any]) -> dict[str, Any]:
     fields["precision"] = _read_precision(params)
     fields["eos_token_id"] = _read_eos_token_id(params)
     fields["untied_lm_head"] = params.get("tie_word_embeddings") is False
-    fields["training"] = _read_training(params)
+    fields["training"] = _read_training(params, left_out)
     return fields
 
 
@@ -305,7 +310,7 @@ def _read_eos_token_id(params: Mapping[str, Any]) -> Any:
     return eos
 
 
-def _read_training(params: Mapping[str, Any]) -> dict[str, Any]:
+def _read_training(params: Mapping[str, Any], left_out: Sequence[str]) -> dict[str, Any]:
     """The original's other keys, which travel under `neo_tf`, and Hugging Face's other keys under `huggingface`."""
     carried = params.get("neo_tf") or {}
     if not isinstance(carried, dict):
@@ -317,8 +322,12 @@ def _read_training(params: Mapping[str, Any]) -> dict[str, Any]:
     eos = _read_eos_token_id(params)
     if params.get("eos_token_id", eos) != eos:
         others["eos_token_id"] = params["eos_token_id"]
+    elif eos is None and params["vocab_size"] >= GPT2_VOCAB_SIZE:
+        others["eos_token_id"] = None  # that there is none is said: another format does not take GPT-2's
     if params.get("bos_token_id", _DEFAULT_EOS) != eos:
         others["bos_token_id"] = params.get("bos_token_id", _DEFAULT_EOS)
+    if left_out:
+        others[IDS_LEFT_OUT] = [*left_out]
     return carried | ({HUGGINGFACE_KEYS: others} if others else {})
 
 
@@ -384,6 +393,10 @@ def _huggingface_keys(config: ConfigFields) -> dict[str, Any]:
     ids = others.get("eos_token_id")
     if ids is not None and (ids[:1] if isinstance(ids, list) else [None]) != [config.eos_token_id]:
         del others["eos_token_id"]  # the ids were changed since
+    for key in others.pop(IDS_LEFT_OUT, ()):
+        if (others.get(key) or params[key]) in (_DEFAULT_EOS, None):  # unless one was given since
+            others.pop(key, None)
+            del params[key]
     carried = {key: value for key, value in config.training.items() if key != HUGGINGFACE_KEYS}
     if carried:
         params["neo_tf"] = carried

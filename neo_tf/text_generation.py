@@ -10,7 +10,7 @@ from neo_tf.hub import tokenizer_path
 from neo_tf.model_cache import resolve_model
 from neo_tf.notes import note
 from neo_tf.runtime.argument_table import ARGUMENTS, LEFT_OUT, NO_EFFECT, OLD_NAMES
-from neo_tf.runtime.device.providers import has_cuda
+from neo_tf.runtime.device.providers import is_for_cuda
 from neo_tf.runtime.pipeline import TASK, TextGenerationPipeline
 from neo_tf.runtime.tokenizer import as_tokenizer
 
@@ -98,7 +98,7 @@ def pipeline(
     path = given if isinstance(given, str | Path) else None
     named = _device(device, device_map)
     precision = _precision(precision, dtype, torch_dtype)
-    if precision in _OF_CUDA and (dtype or torch_dtype) and not has_cuda(named):
+    if precision in _OF_CUDA and (dtype or torch_dtype) and not is_for_cuda(named):
         note(f"{precision} is for CUDA: the CPU computes in fp32, with the weights as they are stored")
         precision = None
     folder = resolve_model(model, path, revision, moe_policy=moe_policy, precision=precision, adapter=adapter)

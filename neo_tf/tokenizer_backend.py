@@ -34,9 +34,12 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Under this key transformers keeps special tokens with names that it does not know itself.
+_NAMES_OF_ONES_OWN = "model_specific_special_tokens"
 # The class that takes a tokenizer.json as it is. transformers 5 calls it TokenizersBackend.
 AS_IT_IS = "PreTrainedTokenizerFast"
 GPT2_CLASS = "GPT2Tokenizer"
+GPT_NEOX_CLASS = "GPTNeoXTokenizer"
 # The newest tokenizer.X.Y.json that fast_tokenizer_files can name is that of this version of transformers.
 _TRANSFORMERS = (5, 24)
 
@@ -181,6 +184,8 @@ def _load(files: Mapping[str, bytes]) -> TokenizerBackend:
         tokenizer = _built(kind, files, settings)
     if tokenizer.padding is not None:
         settings.setdefault("pad_token", tokenizer.padding["pad_token"])
+    if tokenizer.truncation is not None:
+        settings.setdefault("truncation_side", tokenizer.truncation["direction"])
     tokenizer.no_truncation()
     tokenizer.no_padding()
     named, extra = _special_tokens(settings)
@@ -211,6 +216,11 @@ def _merge_special_tokens(files: Mapping[str, bytes], settings: dict[str, Any]) 
         settings.pop("add_eos_token", None)
     if "additional_special_tokens" in settings and not settings.get("extra_special_tokens"):
         settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
+    own = {key: settings.pop(key) for key in [*settings] if _is_name_of_ones_own(key, settings[key], str)}
+    if isinstance(settings.get("extra_special_tokens"), dict):
+        own |= settings.pop("extra_special_tokens")
+    if own:
+        settings[_NAMES_OF_ONES_OWN] = own
     added: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in settings:
         added = {int(index): AddedToken(**_flags(token)) for index, token in settings["added_tokens_decoder"].items()}
@@ -223,8 +233,13 @@ def _merge_special_tokens(files: Mapping[str, bytes], settings: dict[str, Any]) 
                 settings[key] = AddedToken(**_flags(value) | {"special": True})
             else:
                 settings[key] = value
+        if isinstance(settings.get("extra_special_tokens"), dict):
+            settings[_NAMES_OF_ONES_OWN] = (settings.get(_NAMES_OF_ONES_OWN) or {}) | settings.pop(
+                "extra_special_tokens"
+            )
+        # Tokens that are objects in tokenizer_config.json are not found here, as they are not in transformers.
         special = {str(settings[key]) for key in SPECIAL_TOKENS if settings.get(key)}
-        special |= {_content(token) for token in settings.get("extra_special_tokens") or []}
+        special |= {str(token) for token in settings.get("extra_special_tokens") or []}
         for content, index in _json_object(files, ADDED_TOKENS_FILE).items():
             is_special = content in special
             added[index] = AddedToken(content, normalized=not is_special, special=is_special)
@@ -242,15 +257,20 @@ def _merge_special_tokens(files: Mapping[str, bytes], settings: dict[str, Any]) 
 
 def _special_tokens(settings: Mapping[str, Any]) -> tuple[dict[str, AddedToken | str], list[AddedToken | str]]:
     """The special tokens with names, in transformers' order, and those without."""
+    from tokenizers import AddedToken
+
+    others = {
+        key: value for key, value in settings.items() if _is_name_of_ones_own(key, value, str | dict | AddedToken)
+    }
+    named = {key: settings[key] for key in SPECIAL_TOKENS if settings.get(key) is not None}
+    named |= others | (settings.get(_NAMES_OF_ONES_OWN) or {})
     extra = settings.get("extra_special_tokens") or []
-    more = extra if isinstance(extra, dict) else {}
-    others = {key: value for key, value in settings.items() if key.endswith("_token") and key not in SPECIAL_TOKENS}
-    others = {key: value for key, value in others.items() if isinstance(value, str | dict)} | more
-    named = {key: settings[key] for key in SPECIAL_TOKENS if settings.get(key) is not None} | others
-    return (
-        {key: _token(value) for key, value in named.items()},
-        [_token(value) for value in ([] if isinstance(extra, dict) else extra)],
-    )
+    return {key: _token(value) for key, value in named.items()}, [_token(value) for value in extra]
+
+
+def _is_name_of_ones_own(key: str, value: object, kinds: Any) -> bool:
+    """Whether a setting names a special token that transformers has no name for, such as image_token."""
+    return key.endswith("_token") and key not in SPECIAL_TOKENS and isinstance(value, kinds)
 
 
 def _add_tokens(
@@ -318,7 +338,7 @@ def _class_of(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> Tokeni
 
 
 def _built(kind: TokenizerClass, files: Mapping[str, bytes], settings: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that a class builds of the files' vocabulary. Padding is that of tokenizer.json."""
+    """The tokenizer that a class builds of the files' vocabulary. Padding and truncation are tokenizer.json's."""
     if TOKENIZER_FILE not in files:
         return kind.build(_vocabulary_of_files(files, kind), settings)
     whole = _from_text(files)
@@ -327,6 +347,8 @@ def _built(kind: TokenizerClass, files: Mapping[str, bytes], settings: Mapping[s
         tokenizer.post_processor = whole.post_processor
     if whole.padding is not None:
         tokenizer.enable_padding(**whole.padding)
+    if whole.truncation is not None:
+        tokenizer.enable_truncation(**whole.truncation)
     return tokenizer
 
 

@@ -255,8 +255,13 @@ class TextGenerationPipeline:
         """The text of a result, or for a chat the messages."""
         assert self.tokenizer is not None  # see requests
         new = found.text
-        if isinstance(text, str) and self._is_begun(text, options):  # where it shows, the token that was put there does
-            new = self.tokenizer.decode(prompt, skip_special_tokens=options.skip_special_tokens) + new
+        if len(prompt) == 1 and isinstance(text, str) and not self._encode(text, options):
+            # The token that was put at the beginning of an empty prompt shows, too.
+            new = self.tokenizer.decode(
+                [*prompt, *found.tokens],
+                skip_special_tokens=options.skip_special_tokens,
+                clean_up_tokenization_spaces=options.clean_up_tokenization_spaces,
+            )
         if not options.return_full_text:
             return new
         if isinstance(text, str):  # as it was given, special tokens and all, like in transformers
@@ -268,10 +273,6 @@ class TextGenerationPipeline:
             return [*messages, {"role": "assistant", "content": new}]
         last = {**messages[-1], "content": messages[-1]["content"] + new}
         return [*messages[:-1], last]
-
-    def _is_begun(self, text: str, options: GenerateArguments) -> bool:
-        """Whether a prompt was empty, and begins with a token that nobody gave."""
-        return not text.strip() and not self._encode(text, options)
 
 
 def _streaming(request: Request, streamer: Any) -> Request:

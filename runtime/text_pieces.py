@@ -212,11 +212,13 @@ def pieces_of(
         mark = tokenizer.encode(OPEN, add_special_tokens=False).ids
         pieces = BytePieces(decode, prompt, is_open=list(prompt[-len(mark) :]) != mark)
     elif kinds is not None:
-        special = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        # By its content: a normalizer may have changed an added token's, which then is written.
+        special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
         hidden = special if skip_special_tokens else frozenset()
 
         def token_of(index: int) -> str | None:
-            return None if index in hidden else tokenizer.id_to_token(index)
+            token = tokenizer.id_to_token(index)
+            return None if token in hidden else token
 
         pieces = TokenPieces(decode, token_of, "ByteFallback" in kinds, decode(prompt))
     else:

@@ -344,8 +344,8 @@ class Tokenizer:
         Args:
             token_ids: An id, a list or an array of ids, or several of them.
             skip_special_tokens: Whether special tokens are left out.
-            clean_up_tokenization_spaces: Whether spaces before punctuation are removed, which byte-level BPE never
-                does; by default the tokenizer's own setting counts.
+            clean_up_tokenization_spaces: Whether spaces before punctuation are removed, which BPE does only where
+                the tokenizer's own settings allow it; by default the tokenizer's own setting counts.
         """
         values = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         ids = [values] if isinstance(values, int) else list(values)

@@ -229,9 +229,12 @@ def _write_configs(checkpoint: Checkpoint, folder: Path) -> None:
     config = checkpoint.config
     params = config.to_original()
     params["precision"] = dtype_name(_master_dtype(checkpoint))
-    # The original has no names for these: its dataset config holds the end-of-text id and the padding id.
+    # The original has no names for these: its dataset config holds the end-of-text id and the padding id. Without an
+    # end-of-text id there is no dataset config, and the padding id stays where it is.
     eos = params.pop("eos_token_id", None)
-    padding = params.pop("pad_token_id", None)
+    padding = params.get("pad_token_id")
+    if eos is not None:
+        params.pop("pad_token_id", None)
     params.pop(GLOBAL_STEP, None)
     for key in ("n_inner", "layer_norm_epsilon", "untied_lm_head"):
         if key in params:

@@ -12,10 +12,11 @@ from typing import Any, Literal
 from neo_tf.checkpoints.checkpoint import Checkpoint
 from neo_tf.checkpoints.tokenizer_files import find_tokenizer, is_named
 from neo_tf.config import GPTNeoConfig
+from neo_tf.config_formats import IDS_LEFT_OUT
 from neo_tf.errors import CheckpointError
 from neo_tf.file_names import GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from neo_tf.json_files import read_json
-from neo_tf.tokenizer_backend import AS_IT_IS, GPT2_CLASS, has_tokenizer, load_tokenizer
+from neo_tf.tokenizer_backend import AS_IT_IS, GPT2_CLASS, GPT_NEOX_CLASS, has_tokenizer, load_tokenizer
 
 Format = Literal["mesh-tf", "huggingface", "keras", "random", "onnx"]
 
@@ -100,12 +101,25 @@ def write_files(form: Format, checkpoint: Checkpoint, folder: Path) -> None:
     if not files:  # a Checkpoint that was made by hand
         files = _implied_generation("random", checkpoint.config)
     if form == "onnx" and has_tokenizer(files) and TOKENIZER_FILE not in files:
-        files[TOKENIZER_FILE] = load_tokenizer(files, checkpoint.path).tokenizer.to_str().encode()
+        files |= _with_tokenizer_file(files, checkpoint.path)
     implied = _implied(form, checkpoint.config, files) | _implied_generation(form, checkpoint.config)
     for name, content in files.items():
         if form == "onnx" or content != implied.get(name):
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
+
+
+def _with_tokenizer_file(files: dict[str, bytes], source: Path) -> dict[str, bytes]:
+    """The tokenizer.json that vocab.json and merges.txt mean, and a tokenizer_config.json that lets it count."""
+    backend = load_tokenizer(files, source)
+    made = {TOKENIZER_FILE: backend.tokenizer.to_str().encode()}
+    settings = backend.settings
+    puts_ends = settings.get("add_bos_token") or settings.get("add_eos_token")
+    if puts_ends and GPT_NEOX_CLASS in str(settings.get("tokenizer_class")):
+        # This class takes from a tokenizer.json nothing that is put around a text.
+        own = json.loads(files[TOKENIZER_CONFIG_FILE])
+        made[TOKENIZER_CONFIG_FILE] = _json(own | backend.special_tokens | {"tokenizer_class": AS_IT_IS})
+    return made
 
 
 def _implied(form: str, config: GPTNeoConfig, files: dict[str, bytes]) -> dict[str, bytes]:
@@ -138,6 +152,8 @@ def _implied_generation(form: str, config: GPTNeoConfig) -> dict[str, bytes]:
     }
     values = {key: value for key, value in ids.items() if value is not None}
     if form == "huggingface":
+        if "eos_token_id" in config.huggingface_keys.get(IDS_LEFT_OUT, ()):
+            values.pop("eos_token_id", None)
         older = {key: config.huggingface_keys.get(key) for key in _GENERATION_KEYS}
         values = (
             {"_from_model_config": True} | values | {key: value for key, value in older.items() if value is not None}

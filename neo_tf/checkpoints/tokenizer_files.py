@@ -99,7 +99,8 @@ def with_token_ids(config: GPTNeoConfig, folder: Path | str) -> GPTNeoConfig:
     dataset = read_dataset_config(folder, config.training.get("datasets"))
     eos = dataset.get("eos_id")
     padding = dataset.get("padding_id")
-    if eos is None and config.eos_token_id is None and config.n_vocab >= GPT2_VOCAB_SIZE:
+    is_said = config.eos_token_id is not None or "eos_token_id" in config.huggingface_keys
+    if eos is None and not is_said and config.n_vocab >= GPT2_VOCAB_SIZE:
         eos = GPT2_VOCAB_SIZE - 1
     changes = {"eos_token_id": eos, "pad_token_id": padding}
     try:

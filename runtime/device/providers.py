@@ -73,10 +73,13 @@ def choose(device: str | int | None, target: str) -> tuple[str, int]:
     return "cuda", index
 
 
-def has_cuda(device: str | int | None) -> bool:
-    """Whether a model runs on CUDA that may: CUDA is named, or no device is named and a GPU is here."""
+def is_for_cuda(device: str | int | None) -> bool:
+    """Whether a model is meant for CUDA: it is named, or no device is named and this machine has NVIDIA's driver.
+
+    Whether CUDA starts is known when a session has started on it.
+    """
     name, _ = normalise_device(device)
-    return name == "cuda" or (name is None and _has_gpu())
+    return name == "cuda" or (name is None and missing_driver() is None)
 
 
 def session_options(threads: int | None = None, spin_microseconds: int | None = None) -> SessionOptions:

@@ -257,7 +257,7 @@ def test_a_tokenizer_in_code_of_its_own_is_not_run(folder, monkeypatch, tmp_path
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 def test_half_precision_without_cuda_is_computed_in_fp32_with_a_note(folder, pair, monkeypatch, caplog, name):
-    monkeypatch.setattr("neo_tf.text_generation.has_cuda", lambda device: False)
+    monkeypatch.setattr("neo_tf.text_generation.is_for_cuda", lambda device: False)
     ours = pipeline("text-generation", model=folder, torch_dtype=name)
     assert ours.session.precision == "fp32" and "the CPU computes in fp32" in caplog.text
     assert ours(PROMPT, **GREEDY) == pair[0](PROMPT, **GREEDY)
