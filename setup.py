@@ -25,6 +25,7 @@ BASE = [
     "rich>=14",
 ]
 PLOT = ["matplotlib>=3.11"]
+GUIDED = ["llguidance>=1.9.1"]
 TENSORFLOW = ["tensorflow>=2.21", "keras>=3.15", "h5py>=3.14"]
 
 setup(
@@ -47,6 +48,7 @@ setup(
         "neo_tf.runtime",
         "neo_tf.runtime.device",
         "neo_tf.runtime.engine",
+        "neo_tf.runtime.guided",
         "neo_tf.runtime.jobs",
         "neo_tf.runtime.sampling",
     ],
@@ -55,11 +57,14 @@ setup(
     extras_require={
         "tensorflow": TENSORFLOW,
         "plot": PLOT,  # of the benchmark
+        "guided": GUIDED,  # structured output
         "cuda": [f"onnxruntime-gpu[cuda,cudnn]>=1.31; {GPU_WHEEL}"],
         # torch and transformers judge the conversions; nothing else uses them.
         "test": [
             *TENSORFLOW,
             *PLOT,
+            *GUIDED,
+            "jsonschema>=4.25",  # judges structured output
             "pytest>=9",
             "hypothesis>=6.100",
             "torch>=2.13",

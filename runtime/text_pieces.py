@@ -197,7 +197,7 @@ def pieces_of(tokenizer: Tokenizer, decode: Decode, prompt: Sequence[int], clean
         prompt: The ids of the prompt.
         cleans_up: Whether the text is cleaned up.
     """
-    kinds = _decoder_kinds(tokenizer)
+    kinds = decoder_kinds(tokenizer)
     pieces: TextPieces
     if kinds == ["ByteLevel"]:
         # Where the prompt's author wrote the mark, its ids are those that the mark has.
@@ -215,7 +215,7 @@ def pieces_of(tokenizer: Tokenizer, decode: Decode, prompt: Sequence[int], clean
     return CleanedPieces(pieces) if cleans_up else pieces
 
 
-def _decoder_kinds(tokenizer: Tokenizer) -> list[str] | None:
+def decoder_kinds(tokenizer: Tokenizer) -> list[str] | None:
     """The kinds of a tokenizer's decoders, in order; None where they do not work token by token."""
     if tokenizer.decoder is None:  # tokens are joined with spaces
         return []

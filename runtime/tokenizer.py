@@ -21,6 +21,8 @@ from neo_tf.tokenizer_backend import (
 )
 
 from .chat_template import render_chat
+from .guided.grammars import Grammar, Grammars
+from .guided.guide import Guide
 from .text_pieces import clean_up, pieces_of
 from .text_stream import TextStream
 
@@ -47,6 +49,15 @@ class TokenizerLike(Protocol):
 
     def stream(self, prompt: Sequence[int], stop_strings: Sequence[str] = (), include_stop: bool = True) -> TextStream:
         """A TextStream of the text that follows a prompt, without special tokens."""
+        ...
+
+    def grammar(self, guide: Guide) -> Grammar:
+        """A grammar over its tokens, that a text must keep to.
+
+        Raises:
+            RequestError: The guide or the tokenizer cannot be served.
+            MissingExtraError: The extra `guided` is not installed.
+        """
         ...
 
 
@@ -117,6 +128,7 @@ class Tokenizer:
         self._special: dict[str, str | None] = dict.fromkeys(SPECIAL_TOKENS) | backend.special_tokens
         self._cleans_up = backend.cleans_up
         self._padding = threading.Lock()
+        self._grammars = Grammars(self._tokenizer)
         self.extra_special_tokens = list(backend.extra_special_tokens)
         self.chat_template = backend.chat_template
         self.model_max_length: int = backend.settings.get("model_max_length") or _NO_LIMIT
@@ -334,6 +346,17 @@ class Tokenizer:
 
         pieces = pieces_of(tokenizer, decode, list(prompt), self._cleans_up)
         return TextStream(pieces, stop_strings, include_stop)
+
+    def grammar(self, guide: Guide) -> Grammar:
+        """A grammar over its tokens, that a text must keep to. The last ones are kept.
+
+        Raises:
+            RequestError: The guide or the tokenizer cannot be served.
+            MissingExtraError: The extra `guided` is not installed.
+        """
+        if self._cleans_up:
+            raise RequestError(f"{guide.name}: the tokenizer changes texts: it has clean_up_tokenization_spaces")
+        return self._grammars.compile(guide)
 
     # ---- chats
 
