@@ -26,6 +26,7 @@ BASE = [
 ]
 PLOT = ["matplotlib>=3.11"]
 GUIDED = ["llguidance>=1.9.1"]
+SERVER = ["fastapi>=0.165", "uvicorn>=0.54", "prometheus_client>=0.26", *GUIDED]
 TENSORFLOW = ["tensorflow>=2.21", "keras>=3.15", "h5py>=3.14"]
 
 setup(
@@ -51,6 +52,7 @@ setup(
         "neo_tf.runtime.guided",
         "neo_tf.runtime.jobs",
         "neo_tf.runtime.sampling",
+        "neo_tf.runtime.server",
     ],
     install_requires=BASE,
     package_data={"neo_tf": ["py.typed"]},
@@ -58,13 +60,16 @@ setup(
         "tensorflow": TENSORFLOW,
         "plot": PLOT,  # of the benchmark
         "guided": GUIDED,  # structured output
+        "server": SERVER,
         "cuda": [f"onnxruntime-gpu[cuda,cudnn]>=1.31; {GPU_WHEEL}"],
         # torch and transformers judge the conversions; nothing else uses them.
         "test": [
             *TENSORFLOW,
             *PLOT,
-            *GUIDED,
+            *SERVER,
             "jsonschema>=4.25",  # judges structured output
+            "openai>=3.57",  # a client of the server
+            "httpx>=0.28",  # and one that sends what no client would
             "pytest>=9",
             "hypothesis>=6.100",
             "torch>=2.13",

@@ -12,9 +12,8 @@ from neo_tf.errors import CheckpointError, RequestError
 from neo_tf.onnx_folder import PRECISION_TARGETS, TARGETS
 
 # The number of inputs of an output feature that share a scale: smaller blocks are more exact, larger ones are faster.
-# See docs/precisions.md. 8 bits are exact enough with 256, which CUDA's fast kernels do not take.
-_BLOCKS = (128, 32)
-_BLOCKS_OF_INT8_ON_CPU = (256, 128, 32)
+# See docs/precisions.md. CUDA's kernels for many rows take blocks of 32 alone.
+_BLOCKS = {("cpu", 8): (256, 128, 32), ("cpu", 4): (128, 32), ("cuda", 8): (32,), ("cuda", 4): (32,)}
 
 
 class MomentsSource(Protocol):
@@ -80,7 +79,7 @@ class Precision:
             inputs: The number of inputs that the matrix has.
             bits: 8 or 4.
         """
-        sizes = _BLOCKS_OF_INT8_ON_CPU if bits == 8 and self.target == "cpu" else _BLOCKS
+        sizes = _BLOCKS[self.target, bits]
         return next((size for size in sizes if inputs % size == 0), sizes[-1])
 
 

@@ -4,20 +4,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..sampling.processors import make_processors
+from neo_tf.errors import RequestError
+from neo_tf.onnx_folder import top_tokens
+
+from ..sampling.processors import MinLength, make_processors
 from ..sampling.sampler import Sampler
+from ..sampling.short_rows import ShortRule, short_log_probabilities, short_rule
 from ..sampling.warpers import log_softmax, refuse_nan
 from .generation import Generation
 
 if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig
 
+    from .short_choice import ShortToken
+
 
 class Chooser:
     """Chooses the tokens of one request, and keeps what the request asks for.
 
     Call it with float32 [1, n_vocab] for each next token: it returns an int, or None where the logits processors leave
-    no token possible.
+    no token possible. Where `short_rule` says so, the token may be chosen by that rule instead, and `keep_short` told.
 
     Args:
         generation: What comes of the request.
@@ -38,6 +44,8 @@ class Chooser:
             grammar=request.grammar(),
         )
         self._sampler = Sampler(request.sampling)
+        self._rule = self._make_rule(config)
+        self._short_from = request.min_new_tokens if self._processors else 0  # stop tokens are possible from then on
         if self._processors:
             self._history = np.empty((1, longest), np.int64)  # [1, length so far] is in use
             self._history[0, :length] = request.prompt
@@ -48,8 +56,14 @@ class Chooser:
         request, generation = self._request, self._generation
         refuse_nan(logits)
         scores = self._process(logits) if self._processors else logits
-        if self._processors and scores.max() == -np.inf:
-            return None
+        if self._processors:
+            highest = scores.max()
+            if highest == -np.inf:
+                return None
+            if np.isnan(highest):  # infinity less infinity
+                raise RequestError("penalties or biases are so large that their sum is no number")
+            if highest == np.inf:  # beyond float32: as likely as a score can be
+                np.minimum(scores, np.finfo(np.float32).max, out=scores)
         tokens, drawn_by, ids = self._sampler(scores)
         token = int(tokens[0])
         if request.logprobs is not None:
@@ -59,6 +73,26 @@ class Chooser:
         if request.output_scores:
             generation.add_scores(self._whole(drawn_by, ids, logits.shape[1]))
         return token
+
+    @property
+    def short_rule(self) -> ShortRule | None:
+        """How the next token is chosen from the most likely ones alone; None where the whole row is needed."""
+        return self._rule if len(self._generation.tokens) >= self._short_from else None
+
+    def keep_short(self, chosen: "ShortToken") -> None:
+        """Keeps what the request asks for of a token that was chosen by `short_rule`."""
+        count = self._request.logprobs
+        if count is not None:
+            found = short_log_probabilities(chosen.ids, chosen.logprobs, chosen.token, count)
+            self._generation.add_logprob(*found)
+
+    def _make_rule(self, config: "GPTNeoConfig") -> ShortRule | None:
+        request = self._request
+        whole = request.output_logits or request.output_scores
+        if whole or not all(isinstance(one, MinLength) for one in self._processors):
+            return None
+        width = top_tokens(config)
+        return short_rule(request.sampling, self._sampler.generator, request.logprobs, width, config.n_vocab)
 
     def see_prompt(self, past: int, logits: np.ndarray) -> None:
         """Keeps the log-probabilities of the prompt's tokens that follow some of its positions.

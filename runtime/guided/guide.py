@@ -13,9 +13,9 @@ from neo_tf.errors import RequestError
 # A grammar of llguidance. With no_forcing every token is allowed that keeps to the grammar; otherwise only the
 # tokenizer's own way of writing what must come next is.
 _HEADER = '%llguidance {"no_forcing": true}\nstart: '
-# White space in JSON: a space, or a new line and its indentation. Without a limit a model may write it for ever.
+# White space in JSON: at most one space. Without a limit a model may write it for ever.
 _JSON_OPTIONS = {
-    "whitespace_pattern": r" |\n[ \t]{0,32}",
+    "whitespace_pattern": " ",
     "lenient": False,  # a keyword that cannot be kept to is refused
     "json_allow_general_unicode_escapes": False,  # with them a key could be written a second time, in other letters
 }

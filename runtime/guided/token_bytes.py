@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from neo_tf.errors import RequestError
 
-from ..text_pieces import decoder_kinds
+from ..text_pieces import is_byte_level
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -18,9 +18,9 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes | None]:
     Raises:
         RequestError: The tokenizer is not byte-level: there a token's text depends on the tokens before it.
     """
-    if decoder_kinds(tokenizer) != ["ByteLevel"]:
+    if not is_byte_level(tokenizer):
         raise RequestError("guided text needs a tokenizer of byte-level BPE, as GPT-Neo's is, and this one is not")
-    byte_of = _bytes_of_characters()
+    byte_of = byte_alphabet()
     special = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     found: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
@@ -33,8 +33,8 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes | None]:
     return found
 
 
-def _bytes_of_characters() -> dict[str, int]:
-    """The byte that each character of a byte-level token stands for: GPT-2's table."""
+def byte_alphabet() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for (GPT-2's bytes_to_unicode, turned round)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in printable]
     return {chr(value): value for value in printable} | {chr(256 + n): value for n, value in enumerate(others)}

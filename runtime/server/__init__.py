@@ -1,0 +1,1 @@
+"""HTTP over the Service: one app, one file a protocol."""
