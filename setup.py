@@ -25,7 +25,8 @@ BASE = [
     "rich>=14",
 ]
 PLOT = ["matplotlib>=3.11"]
-SERVER = ["fastapi>=0.165", "uvicorn>=0.54", "prometheus_client>=0.26"]
+GUIDED = ["llguidance>=1.9.1"]
+SERVER = ["fastapi>=0.165", "uvicorn>=0.54", "prometheus_client>=0.26", *GUIDED]
 TENSORFLOW = ["tensorflow>=2.21", "keras>=3.15", "h5py>=3.14"]
 
 setup(
@@ -48,6 +49,7 @@ setup(
         "neo_tf.runtime",
         "neo_tf.runtime.device",
         "neo_tf.runtime.engine",
+        "neo_tf.runtime.guided",
         "neo_tf.runtime.jobs",
         "neo_tf.runtime.sampling",
         "neo_tf.runtime.server",
@@ -57,6 +59,7 @@ setup(
     extras_require={
         "tensorflow": TENSORFLOW,
         "plot": PLOT,  # of the benchmark
+        "guided": GUIDED,  # structured output
         "server": SERVER,
         "cuda": [f"onnxruntime-gpu[cuda,cudnn]>=1.31; {GPU_WHEEL}"],
         # torch and transformers judge the conversions; nothing else uses them.
@@ -64,6 +67,7 @@ setup(
             *TENSORFLOW,
             *PLOT,
             *SERVER,
+            "jsonschema>=4.25",  # judges structured output
             "openai>=3.57",  # a client of the server
             "httpx>=0.28",  # and one that sends what no client would
             "pytest>=9",

@@ -17,8 +17,8 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 PYTHONS = ("3.11", "3.12", "3.13")
 PLATFORMS = (
-    "x86_64-manylinux_2_28",
-    "aarch64-manylinux_2_28",
+    "x86_64-manylinux_2_31",  # glibc 2.31: the wheels of llguidance need it
+    "aarch64-manylinux_2_31",
     "aarch64-apple-darwin",
     "x86_64-pc-windows-msvc",
 )

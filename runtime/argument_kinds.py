@@ -7,6 +7,7 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from neo_tf.errors import RequestError
@@ -187,6 +188,30 @@ class Texts(Kind):
         return [value] if isinstance(value, str) else value
 
 
+class WellFormedText(Text):
+    """A text of whole characters: it can be written as UTF-8."""
+
+    def check(self, name: str, value: Any) -> None:
+        """See Kind."""
+        super().check(name, value)
+        if not _is_well_formed(value):
+            raise RequestError(f"{name} must be valid UTF-8 text")
+
+
+class Choices(Texts):
+    """At least one text to choose from."""
+
+    words = "a list of one or more texts, none of them empty"
+
+    def check(self, name: str, value: Any) -> None:
+        """See Kind."""
+        super().check(name, value)
+        if not value:
+            raise self.refusal(name, value)
+        if not all(map(_is_well_formed, value)):
+            raise RequestError(f"{name} must be valid UTF-8 texts")
+
+
 @dataclass(frozen=True)
 class Choice(Kind):
     """One of a few values. The command line spells True and False in small letters."""
@@ -304,6 +329,45 @@ class _FromJson(Kind):
             return json.loads(given)
         except (ValueError, RecursionError):
             raise RequestError(f"{name} must be JSON, not {given!r}") from None
+
+
+class JsonSchema(Kind):
+    """A JSON schema, as an object or as its text. The command line takes the name of a file, too."""
+
+    words = "a JSON schema, as an object or as its text"
+    metavar = "FILE|JSON"
+
+    def check(self, name: str, value: Any) -> None:
+        """See Kind."""
+        if not isinstance(value, dict):
+            raise RequestError(f"{name} must be {self.words}, not {_shortened(value)}")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(f"{name} must hold what JSON can hold: {error}") from None
+
+    def normal(self, value: Any) -> Any:
+        """An object, where its text was given."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+
+    def read(self, name: str, given: str) -> Any:
+        """See Kind."""
+        if given.lstrip().startswith("{"):
+            return self.normal(given)
+        try:
+            content = Path(given).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RequestError(f"{name}: {given!r} is neither a JSON schema nor a file to read: {reason}") from None
+        found = self.normal(content)
+        if not isinstance(found, dict):
+            raise RequestError(f"{name}: the file {given!r} holds no JSON schema")
+        return found
 
 
 class TokenSequences(_FromJson):
@@ -439,6 +503,21 @@ def _indices(values: Iterable[Any] | Any) -> list[int] | None:
         return [operator.index(value) for value in values]
     except TypeError:
         return None
+
+
+def _is_well_formed(text: str) -> bool:
+    """Whether a text can be written as UTF-8: lone surrogates cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shortened(value: Any) -> str:
+    """A value in a message, with its end left out where it is long."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:80]}..."
 
 
 def _is_sequence_of_ids(ids: Any) -> bool:

@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 
 from .argument_kinds import (
     Choice,
+    Choices,
     Decay,
     Dicts,
     Flag,
     Functions,
+    JsonSchema,
     Kind,
     NamedValues,
     Number,
@@ -28,6 +30,7 @@ from .argument_kinds import (
     TokenId,
     TokenIds,
     TokenSequences,
+    WellFormedText,
     Whole,
 )
 
@@ -43,6 +46,7 @@ class Panel(StrEnum):
     SAMPLING = "Sampling"
     BEAMS = "Beams"
     PENALTIES = "Penalties"
+    STRUCTURE = "Structured output"
     RESULTS = "Results"
     SPEED = "Speed"
 
@@ -119,6 +123,7 @@ _DRAWING = Needs("do_sample=True", ("do_sample",), "without it the most likely t
 _SEARCHING = Needs("num_beams above 1", ("num_beams",), "without beams one text is followed")
 _GUESSING = Needs("prompt_lookup_num_tokens", ("prompt_lookup_num_tokens",), "without it nothing is guessed")
 _DIFFERING = Needs("do_sample=True or num_beams", ("do_sample", "num_beams"), "without them all sequences are the same")
+_GUIDED = "It needs the extra guided, and does not go with num_beams above 1."
 
 # In the order of help and docs.
 _ROWS = (
@@ -439,6 +444,28 @@ _ROWS = (
         SequenceBiases(),
         {},
         "Add a number to the logit of the token that would complete a sequence of token ids, such as [[[7, 8], -2.5]].",
+    ),
+    Argument(
+        "guided_regex",
+        Panel.STRUCTURE,
+        WellFormedText(),
+        None,
+        "Write a new text that matches this regular expression as a whole, in the syntax of Rust's crate regex. "
+        f"Without it any text may come. {_GUIDED}",
+    ),
+    Argument(
+        "guided_choice",
+        Panel.STRUCTURE,
+        Choices(),
+        None,
+        f"Write one of these texts. Without it any text may come. {_GUIDED}",
+    ),
+    Argument(
+        "guided_json",
+        Panel.STRUCTURE,
+        JsonSchema(),
+        None,
+        f"Write JSON that keeps to this JSON schema. Without it any text may come. {_GUIDED}",
     ),
     Argument(
         "return_full_text",

@@ -165,7 +165,7 @@ class GenerateArguments:
     @property
     def needs_text(self) -> bool:
         """Whether a tokenizer must write text, even where only token ids are returned."""
-        return bool(self.streamer or self.stop_strings)
+        return bool(self.streamer or self.stop_strings or self.sampling.guide)
 
     @property
     def kept(self) -> dict[str, str]:

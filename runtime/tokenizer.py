@@ -22,6 +22,8 @@ from neo_tf.tokenizer_backend import (
 )
 
 from .chat_template import render_chat
+from .guided.grammars import Grammar, Grammars
+from .guided.guide import Guide
 from .text_pieces import clean_up, is_byte_level, pieces_of
 from .text_stream import TextStream
 
@@ -56,6 +58,15 @@ class TokenizerLike(Protocol):
         clean_up_tokenization_spaces: bool | None = None,
     ) -> TextStream:
         """A TextStream of the text that follows a prompt."""
+        ...
+
+    def grammar(self, guide: Guide) -> Grammar:
+        """A grammar over its tokens, that a text must keep to.
+
+        Raises:
+            RequestError: The guide or the tokenizer cannot be served.
+            MissingExtraError: The extra `guided` is not installed.
+        """
         ...
 
 
@@ -131,6 +142,7 @@ class Tokenizer:
         self.is_code = backend.settings.get("auto_map") is not None
         self.has_response_template = backend.settings.get("response_template") is not None
         self._padding = threading.Lock()
+        self._grammars = Grammars(self._tokenizer)
         self.extra_special_tokens = list(backend.extra_special_tokens)
         self.chat_template = backend.chat_template
         self.model_max_length: int = backend.settings.get("model_max_length") or _NO_LIMIT
@@ -391,6 +403,17 @@ class Tokenizer:
         cleans_up = self._is_cleaned(clean_up_tokenization_spaces)
         pieces = pieces_of(tokenizer, decode, list(prompt), cleans_up, skip_special_tokens)
         return TextStream(pieces, stop_strings, include_stop)
+
+    def grammar(self, guide: Guide) -> Grammar:
+        """A grammar over its tokens, that a text must keep to. The last ones are kept.
+
+        Raises:
+            RequestError: The guide or the tokenizer cannot be served.
+            MissingExtraError: The extra `guided` is not installed.
+        """
+        if self._cleans_up:
+            raise RequestError(f"{guide.name}: the tokenizer changes texts: it has clean_up_tokenization_spaces")
+        return self._grammars.compile(guide)
 
     # ---- chats
 

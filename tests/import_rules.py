@@ -120,6 +120,7 @@ TENSORFLOW = ("tensorflow", "keras", "h5py", "torch", "transformers", "neo_tf.ke
 RUNTIME_ROOMS = {
     "neo_tf.runtime.argument_kinds": 0,
     "neo_tf.runtime.argument_table": 1,
+    "neo_tf.runtime.guided": 1,
     "neo_tf.runtime.chat_template": 0,
     "neo_tf.runtime.text_pieces": 0,
     "neo_tf.runtime.text_stream": 1,

@@ -36,7 +36,12 @@ class Chooser:
         self._request = request
         length, longest = len(request.prompt), request.longest(config)
         self._processors = make_processors(
-            request.sampling, length, longest, request.stop_token_ids, request.min_new_tokens
+            request.sampling,
+            length,
+            longest,
+            request.stop_token_ids,
+            request.min_new_tokens,
+            grammar=request.grammar(),
         )
         self._sampler = Sampler(request.sampling)
         self._rule = self._make_rule(config)

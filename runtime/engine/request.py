@@ -14,6 +14,7 @@ from ..sampling.options import BeamOptions, SamplingOptions
 if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig
 
+    from ..guided.grammars import Grammar
     from ..tokenizer import TokenizerLike
 
 # What needs each token as it comes: beam search knows its tokens only at its end. A Request has no streamer.
@@ -94,6 +95,21 @@ class Request:
         if (self.stop_strings or self.on_text) and not self.tokenizer:
             raise RequestError("stop_strings and on_text need a tokenizer to write the text with")
         self._check_beams()
+        self.grammar()
+
+    def grammar(self) -> "Grammar | None":
+        """The compiled grammar that the text must keep to; None where the text is free.
+
+        Raises:
+            RequestError: It cannot be compiled, or there is no tokenizer.
+            MissingExtraError: The extra `guided` is not installed.
+        """
+        guide = self.sampling.guide
+        if guide is None:
+            return None
+        if not self.tokenizer:
+            raise RequestError(f"{guide.name} needs a tokenizer to know the tokens' texts by")
+        return self.tokenizer.grammar(guide)
 
     @property
     def slots(self) -> int:

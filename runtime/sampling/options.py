@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,9 @@ from neo_tf.errors import RequestError
 
 from ..argument_kinds import SequenceBiases
 from ..argument_table import check_fields, default, explained, rows_of
+from ..guided.guide import Guide
+
+_GUIDED = ("guided_regex", "guided_choice", "guided_json")
 
 
 @explained
@@ -42,11 +46,32 @@ class SamplingOptions:
     forced_bos_token_id: int | None = default("forced_bos_token_id")
     forced_eos_token_id: int | list[int] | tuple[int, ...] | None = default("forced_eos_token_id")
     exponential_decay_length_penalty: tuple[int, float] | None = default("exponential_decay_length_penalty")
+    guided_regex: str | None = default("guided_regex")
+    guided_choice: Sequence[str] | None = default("guided_choice")
+    guided_json: dict[str, Any] | None = default("guided_json")
     renormalize_logits: bool = default("renormalize_logits")
     logits_processor: Sequence[Callable[..., Any]] = default("logits_processor")
 
     def __post_init__(self) -> None:
         check_fields(self)
+        given = [name for name in _GUIDED if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise RequestError(f"{given[0]} and {given[1]} are both given: a text keeps to one of them")
+
+    @functools.cached_property
+    def guide(self) -> Guide | None:
+        """What the text must keep to; None where it is free.
+
+        Raises:
+            RequestError: It has something that is not served.
+        """
+        if self.guided_regex is not None:
+            return Guide.of_regex(self.guided_regex)
+        if self.guided_choice is not None:
+            return Guide.of_choices(self.guided_choice)
+        if self.guided_json is not None:
+            return Guide.of_schema(self.guided_json)
+        return None
 
     def biases(self) -> dict[tuple[int, ...], float]:
         """sequence_bias and logit_bias together: {(token id, ...): bias}."""
@@ -95,5 +120,9 @@ class BeamOptions:
 
     def check_sampling(self, sampling: SamplingOptions) -> None:
         """Raises RequestError where these options do not go with those of sampling."""
+        if sampling.guide:
+            raise RequestError(
+                f"{sampling.guide.name} with num_beams {self.num_beams}: a grammar follows one text, not several beams"
+            )
         if self.num_beam_groups > 1 and sampling.do_sample:
             raise RequestError("num_beam_groups with do_sample=True: groups differ by their penalty, not by chance")

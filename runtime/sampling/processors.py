@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ..argument_table import ARGUMENTS
+from ..guided.mask import GrammarMask
 
 if TYPE_CHECKING:
+    from ..guided.grammars import Grammar
     from .options import SamplingOptions
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -244,6 +246,7 @@ def make_processors(
     stop_token_ids: Sequence[int] = (),
     min_new_tokens: int = 0,
     diversity: HammingDiversity | None = None,
+    grammar: Grammar | None = None,
 ) -> list[LogitsProcessor]:
     """The processors that the options call for, in transformers' order.
 
@@ -254,6 +257,7 @@ def make_processors(
         stop_token_ids: The ids that end a text.
         min_new_tokens: The number of new tokens before which the text may not end.
         diversity: With diverse beams, their processor, which is put in its place among the others.
+        grammar: What the text must keep to. Its processor is the last one.
     """
     chain: list[LogitsProcessor] = []
     if biases := options.biases():
@@ -285,4 +289,7 @@ def make_processors(
         if prompt_length == 1 and options.forced_bos_token_id is not None:
             begin += 1  # the first token is forced: the one after it is meant
         chain.append(SuppressTokens(options.begin_suppress_tokens, begin))
-    return [*chain, *options.logits_processor]
+    chain += options.logits_processor
+    if grammar:
+        chain.append(GrammarMask(grammar, prompt_length, stop_token_ids))
+    return chain

@@ -11,6 +11,7 @@ from neo_tf.errors import RequestError
 
 from ..argument_kinds import (
     Flag,
+    JsonSchema,
     Kind,
     Number,
     Text,
@@ -19,6 +20,7 @@ from ..argument_kinds import (
     TokenId,
     TokenIds,
     TokenSequences,
+    WellFormedText,
     Whole,
 )
 from ..argument_table import ARGUMENTS
@@ -149,6 +151,8 @@ def schema_of(kind: Kind) -> dict[str, Any]:
     by_type: dict[type[Kind], dict[str, Any]] = {
         Flag: {"type": "boolean"},
         Text: text,
+        WellFormedText: text,
+        JsonSchema: {"anyOf": [{"type": "object"}, text]},
         TokenId: {"type": "integer", "minimum": 0},
         TokenSequences: {"type": "array", "items": ids},
         TokenBiases: {"type": "object", "additionalProperties": {"type": "number"}},

@@ -8,10 +8,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ..argument_kinds import Whole
+from neo_tf.errors import RequestError
+
+from ..argument_kinds import Kind, Whole
 from ..argument_table import ARGUMENTS, Panel
 from ..arguments import GenerateArguments
 from ..generation_config import ModelSettings
+from ..guided.response_format import guided_arguments
 from .errors import bad_request
 from .fields import Argument, Checked, Ignored, NotServed, argument_fields, arguments_of
 from .serving import Serving
@@ -21,8 +24,17 @@ _DEFAULTS: Mapping[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 
 # Of the model's own settings: a request says how many texts it wants, and this protocol has no beams.
 _NOT_FROM_MODEL = (Panel.BEAMS, Panel.RESULTS)
 
-_LATER = NotServed("structured output is not there yet", ({"type": "text"},))
 _ONE_MODEL = NotServed("the model's own text is all there is", (False, 0, "none", []))
+
+
+class _ResponseFormat(Kind):
+    """OpenAI's response_format."""
+
+    words = "an object with the type text, json_object or json_schema"
+
+    def check(self, name: str, value: Any) -> None:
+        """See Kind."""
+        guided_arguments(value)
 
 
 class StreamOptions(BaseModel):
@@ -68,6 +80,13 @@ class OpenAIBody(BaseModel):
             Whole(least=1), "Keep this number of the prompt's last tokens; -1 keeps as many as the context has.", (-1,)
         ),
     ] = None
+    # Structured output: OpenAI's name, and vLLM's
+    response_format: Annotated[
+        Any, Checked(_ResponseFormat(), "Write JSON: any object, or what keeps to a schema.")
+    ] = None
+    guided_regex: Annotated[Any, Argument("guided_regex")] = None
+    guided_choice: Annotated[Any, Argument("guided_choice")] = None
+    guided_json: Annotated[Any, Argument("guided_json")] = None
     # Clients send them, and they change no text.
     store: Annotated[Any, Ignored()] = None
     metadata: Annotated[Any, Ignored()] = None
@@ -77,11 +96,7 @@ class OpenAIBody(BaseModel):
     priority: Annotated[Any, Ignored()] = None
     request_id: Annotated[Any, Ignored()] = None
     spaces_between_special_tokens: Annotated[Any, Ignored()] = None
-    # They would change the text.
-    response_format: Annotated[Any, _LATER] = None
-    guided_regex: Annotated[Any, NotServed("structured output is not there yet")] = None
-    guided_choice: Annotated[Any, NotServed("structured output is not there yet")] = None
-    guided_json: Annotated[Any, NotServed("structured output is not there yet")] = None
+    # It would change the text.
     use_beam_search: Annotated[Any, NotServed("this protocol returns texts as they are drawn", (False,))] = None
 
     @property
@@ -141,7 +156,10 @@ def generate_arguments(
     Raises:
         RequestError: They do not go together.
     """
-    given = {**arguments_of(body), **more}
+    guided = guided_arguments(body.response_format)
+    if guided and body.guided_json is not None:
+        raise bad_request("response_format and guided_json are both given", "response_format", "invalid_value")
+    given = {**arguments_of(body), **guided, **more}
     given.pop("num_return_sequences", None)
     drawing = [name for name in given if (needs := ARGUMENTS[name].needs) and "do_sample" in needs.any_of]
     if given.get("temperature") == 0:
@@ -165,7 +183,25 @@ def generate_arguments(
     own = serving.pipeline.settings
     below = {name: value for name, value in own.arguments.items() if ARGUMENTS[name].panel not in _NOT_FROM_MODEL}
     options = GenerateArguments.parse(given, settings=ModelSettings({**_DEFAULTS, **below}, {}, own.source))
+    _check_guide(options, "response_format" if guided else None, serving)
     return dataclasses.replace(options, origin=dataclasses.replace(options.origin, new_tokens=new_tokens))
+
+
+def _check_guide(options: GenerateArguments, field: str | None, serving: Serving) -> None:
+    """Raises ServerError where what the text must keep to cannot be served.
+
+    Args:
+        options: The arguments.
+        field: The field that it comes from; None where it has the argument's name.
+        serving: The model.
+    """
+    try:
+        guide = options.sampling.guide
+        if guide:
+            serving.tokenizer.grammar(guide)
+    except RequestError as error:
+        name, _, reason = str(error).partition(": ")
+        raise bad_request(f"{field or name}: {reason}", field or name, "invalid_value") from None
 
 
 def truncation(body: OpenAIBody, serving: Serving) -> int | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from ..guided.token_bytes import byte_alphabet
+
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
 
@@ -18,7 +20,7 @@ class TokenTexts:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._alphabet = _byte_alphabet()
+        self._alphabet = byte_alphabet()
         self._is_byte_level = tokenizer.is_byte_level
         self.text = functools.lru_cache(maxsize=200_000)(self._text)
 
@@ -43,13 +45,3 @@ class TokenTexts:
         if written is None:
             return ""
         return written if self._is_byte_level else written.replace("\u2581", " ")
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The characters that a byte-level vocabulary writes bytes with (GPT-2's bytes_to_unicode, turned round)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    alphabet = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(256) if byte not in printable]
-    for number, byte in enumerate(others):
-        alphabet[chr(256 + number)] = byte
-    return alphabet

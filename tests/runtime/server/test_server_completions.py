@@ -60,6 +60,19 @@ def test_temperature_0_takes_the_most_likely_tokens_whatever_else_is_said_of_sam
     assert found.choices[0].text == expected
 
 
+def test_structured_output_by_openais_name_and_by_vllms(client):
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    schema["additionalProperties"] = False
+    named = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    for more in ({"response_format": named}, {"guided_json": schema}):
+        found = client.completions.create(model="demo", prompt=PROMPT, n=2, extra_body=more, **SAMPLED)
+        assert [type(json.loads(choice.text)["ok"]) for choice in found.choices] == [bool, bool]
+        assert {choice.finish_reason for choice in found.choices} == {"stop"}
+    more = {"guided_choice": ["yes", "no"]}
+    pieces = client.completions.create(model="demo", prompt=PROMPT, stream=True, extra_body=more, **SAMPLED)
+    assert "".join(piece.choices[0].text for piece in pieces) in ("yes", "no")
+
+
 @pytest.mark.parametrize("as_ids", [False, True])
 def test_a_list_of_prompts_gets_n_texts_for_each_in_order(client, generator, as_ids):
     prompts = [PROMPT, "import os", "class Parser:"]
@@ -344,8 +357,11 @@ def test_async_clients_get_their_own_texts_together(server, client):
         ("stream_options", {"include_usage": True}, "stream: true"),
         ("skip_special_tokens", 1, "True or False"),
         ("suffix", "end", "not served"),
-        ("response_format", {"type": "json_object"}, "not served"),
-        ("guided_regex", "a+", "not served"),
+        ("response_format", {"type": "xml"}, "json_object"),
+        ("response_format", {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}, "not"),
+        ("guided_regex", "(a", "unclosed group"),
+        ("guided_choice", [], "one or more texts"),
+        ("guided_json", {"type": "object", "minProperties": 3}, "minProperties"),
         ("use_beam_search", True, "not served"),
         ("prompt", [], "empty list"),
         ("prompt", [[]], "prompt must be"),
