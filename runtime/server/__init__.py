@@ -1,0 +1,1 @@
+"""neo-tf behind HTTP: one app over the engine's Service."""
