@@ -49,9 +49,10 @@ setup(
         "neo_tf.runtime.engine",
         "neo_tf.runtime.jobs",
         "neo_tf.runtime.sampling",
+        "neo_tf.runtime.server",
     ],
     install_requires=BASE,
-    package_data={"neo_tf": ["py.typed"]},
+    package_data={"neo_tf": ["py.typed"], "neo_tf.runtime.server": ["page/*"]},
     extras_require={
         "tensorflow": TENSORFLOW,
         "plot": PLOT,  # of the benchmark

@@ -57,6 +57,7 @@ function drawnSeed() {
 
 async function generate() {
   clearErrors();
+  if (form.querySelector("#more :invalid")) byId("more").open = true; // else nobody sees what is wrong
   if (!form.reportValidity()) return;
   for (const sample of samples) sample.stop();
   const body = requestBody();
@@ -113,6 +114,7 @@ function showFieldError(sample) {
   byId("form-error").hidden = false;
   const field = form.elements[sample.error.param];
   if (field instanceof HTMLElement) {
+    if (byId("more").contains(field)) byId("more").open = true;
     field.setAttribute("aria-invalid", "true");
     field.focus();
   }

@@ -3,12 +3,21 @@
 /** A text in single quotes, as a shell reads it. */
 const shellQuoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** JSON's texts are Python's, too; numbers are the same; lists of texts are. */
-const literal = (value) => JSON.stringify(value);
+/** A text, a number, a list or an object of these as Python writes it: as JSON does, with spaces. */
+function literal(value) {
+  if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
+  if (typeof value !== "object") return JSON.stringify(value);
+  return `{${Object.entries(value).map(([name, each]) => `${literal(name)}: ${literal(each)}`).join(", ")}}`;
+}
 
 const named = (entries) => entries.map(([name, value]) => `    ${name}=${literal(value)},\n`).join("");
 
-const OPENAI = ["model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs"];
+const OPENAI = ["model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop"];
+
+/** The request without what the page alone needs: log-probabilities change no text. */
+function plain({ logprobs, ...body }) {
+  return body;
+}
 
 /**
  * curl, streaming.
@@ -16,13 +25,13 @@ const OPENAI = ["model", "prompt", "max_tokens", "temperature", "top_p", "seed",
  */
 export function curl(body, address, withKey) {
   const key = withKey ? `  -H "Authorization: Bearer $NEO_TF_API_KEY" \\\n` : "";
-  const data = shellQuoted(JSON.stringify({ ...body, stream: true }, null, 2));
+  const data = shellQuoted(JSON.stringify({ ...plain(body), stream: true }, null, 2));
   return `curl --no-buffer ${shellQuoted(address)} \\\n${key}  -H 'Content-Type: application/json' \\\n  --data-raw ${data}\n`;
 }
 
 /** OpenAI's Python client, streaming. base: the address of /v1. */
 export function openai(body, base, withKey) {
-  const entries = Object.entries(body);
+  const entries = Object.entries(plain(body));
   const own = entries.filter(([name]) => OPENAI.includes(name));
   const extra = entries.filter(([name]) => !OPENAI.includes(name));
   const key = withKey ? `os.environ["NEO_TF_API_KEY"]` : `"none"`;

@@ -18,7 +18,7 @@ export function watch(root) {
     if (span) open(span);
   });
   root.addEventListener("pointerout", (event) => {
-    if (event.pointerType !== "touch" && document.activeElement !== shown) closeSoon();
+    if (event.pointerType !== "touch") closeSoon();
   });
   root.addEventListener("focusin", (event) => {
     const span = event.target.closest(".token");
@@ -45,7 +45,9 @@ export function close() {
 function closeSoon() {
   clearTimeout(timer);
   timer = setTimeout(() => {
-    if (document.activeElement !== shown) close();
+    const focused = document.activeElement;
+    if (tokensOfSpan.has(focused)) open(focused); // the keyboard's token comes back when the pointer has left
+    else close();
   }, GRACE);
 }
 
