@@ -42,6 +42,8 @@ export class Sample {
   #on;
   #controller = new AbortController();
   #alignment = new Alignment();
+  #unseen = []; // pieces of text that the next frame shows
+  #frame = 0;
 
   get isRunning() {
     return this.state === "waiting" || this.state === "writing";
@@ -140,17 +142,28 @@ export class Sample {
 
   #end(state, note) {
     this.#append(this.#alignment.finish());
+    this.#draw(); // a tab in the background has no frames
     this.state = state;
     this.#note(note);
     this.#show();
     this.#on.changed(this);
   }
 
+  /** Shows text with the next frame: laying a long text out for each token would take longer than the model. */
   #append(settled) {
-    const isAtEnd = this.textBox.scrollHeight - this.textBox.scrollTop - this.textBox.clientHeight < 40;
-    for (const { text, tokens } of settled) this.#tail.before(spanOf(text, tokens));
+    this.#unseen.push(...settled);
+    this.#frame ||= requestAnimationFrame(() => this.#draw());
+  }
+
+  #draw() {
+    cancelAnimationFrame(this.#frame);
+    this.#frame = 0;
+    const { scrollHeight, scrollTop, clientHeight } = this.textBox;
+    this.#tail.before(...this.#unseen.map(({ text, tokens }) => spanOf(text, tokens)));
+    this.#unseen = [];
     this.#tail.textContent = this.#alignment.text;
-    if (isAtEnd) this.textBox.scrollTop = this.textBox.scrollHeight;
+    // Who reads at the end stays at the end; who has scrolled back is left in peace.
+    if (scrollHeight - scrollTop - clientHeight < 40) this.textBox.scrollTop = this.textBox.scrollHeight;
   }
 
   #note(text) {
