@@ -64,7 +64,7 @@ def events(*pieces, finish="length", is_whole=True):
     """A stream of completion chunks as the server writes them.
 
     Args:
-        pieces: (text, [(token, log-probability, {alternative: log-probability}), ...]) of each chunk.
+        pieces: (text, [(token, log-probability, {likely token: log-probability}), ...]) of each chunk.
         finish: The finish_reason.
         is_whole: Whether the stream ends as it should.
     """
@@ -73,7 +73,7 @@ def events(*pieces, finish="length", is_whole=True):
         logprobs = {
             "tokens": [name for name, _, _ in tokens],
             "token_logprobs": [logprob for _, logprob, _ in tokens],
-            "top_logprobs": [{name: logprob, **others} for name, logprob, others in tokens],
+            "top_logprobs": [top for _, _, top in tokens],
             "text_offset": [0 for _ in tokens],
         }
         chunks.append({"index": 0, "text": text, "logprobs": logprobs, "finish_reason": None})

@@ -25,6 +25,11 @@ export class ApiError extends Error {
     this.retryAfter = retryAfter;
     this.status = status;
   }
+
+  /** The message with a capital letter, unless it begins with the name of a field. */
+  get sentence() {
+    return this.param ? this.message : this.message.slice(0, 1).toUpperCase() + this.message.slice(1);
+  }
 }
 
 const NETWORK = "The server cannot be reached. Is it still running?";

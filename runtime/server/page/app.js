@@ -86,7 +86,8 @@ function changed(sample) {
   if (!samples.includes(sample) || samples.some((each) => each.isRunning)) return;
   const failed = samples.filter((each) => each.state === "failed");
   showFieldError(failed[0]);
-  if (failed.length) say(`${failed.length} of ${samples.length} samples failed: ${failed[0].noteLine.textContent}`);
+  const which = samples.length === 1 ? "The sample" : `${failed.length} of ${samples.length} samples`;
+  if (failed.length) say(`${which} failed: ${failed[0].noteLine.textContent}`);
   else if (samples.some((each) => each.state === "stopped")) say("Stopped.");
   else if (sample.verdict === null) say(samples.length === 1 ? "The sample is done." : `All ${samples.length} samples are done.`);
 }
@@ -110,7 +111,7 @@ function clearErrors() {
 /** Shows a refused request beside the field that the server named. */
 function showFieldError(sample) {
   if (sample?.error?.kind !== "request") return;
-  byId("form-error").textContent = sample.error.message;
+  byId("form-error").textContent = sample.error.sentence;
   byId("form-error").hidden = false;
   const field = form.elements[sample.error.param];
   if (field instanceof HTMLElement) {
@@ -121,7 +122,7 @@ function showFieldError(sample) {
 }
 
 function showProblem(error) {
-  byId("form-error").textContent = error.message;
+  byId("form-error").textContent = error.sentence;
   byId("form-error").hidden = false;
 }
 
@@ -163,7 +164,7 @@ function askForKey(message, again) {
   const dialog = byId("key-dialog");
   waitingForKey = again;
   byId("key-button").hidden = false;
-  byId("key-error").textContent = message;
+  byId("key-error").textContent = message.slice(0, 1).toUpperCase() + message.slice(1);
   byId("key-error").hidden = !api.key.get(); // the first time nothing is wrong yet
   byId("forget-key").hidden = !api.key.get();
   if (!dialog.open) dialog.showModal();

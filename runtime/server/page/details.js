@@ -57,22 +57,51 @@ function open(span) {
   close();
   shown = span;
   span.classList.add("current");
-  box.replaceChildren(...tokensOfSpan.get(span).flatMap(describe));
+  const tokens = tokensOfSpan.get(span);
+  const many = element("p", { className: "quiet" }, [`${tokens.length} tokens write this together`]);
+  box.replaceChildren(...(tokens.length > 1 ? [many] : []), ...tokens.flatMap(describe));
   box.hidden = false;
   place();
 }
 
-const KEYS = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10, Home: -Infinity, End: Infinity };
-
 function onKey(event) {
   const text = event.target.closest(".text");
-  if (!text || event.ctrlKey || event.metaKey || event.altKey || !(event.key in KEYS)) return;
+  if (!text || event.ctrlKey || event.metaKey || event.altKey) return;
   const spans = [...text.querySelectorAll(".token")];
-  if (!spans.length) return;
-  const now = spans.indexOf(document.activeElement);
-  const next = now < 0 ? (event.key === "End" ? spans.length - 1 : 0) : now + KEYS[event.key];
-  spans[Math.min(Math.max(next, 0), spans.length - 1)].focus();
+  const next = target(event.key, spans, spans.indexOf(document.activeElement));
+  if (!next) return;
+  next.focus();
   event.preventDefault();
+}
+
+/** The token that a key leads to from the token of a number, which is -1 where the text itself has the focus. */
+function target(key, spans, now) {
+  if (key === "Home") return spans[0];
+  if (key === "End") return spans.at(-1);
+  if (key === "ArrowRight") return spans[Math.min(now + 1, spans.length - 1)];
+  if (key === "ArrowLeft") return spans[Math.max(now - 1, 0)];
+  if (now < 0) return null; // up and down scroll the text
+  if (key === "ArrowDown") return inNextLine(spans[now], spans.slice(now + 1));
+  if (key === "ArrowUp") return inNextLine(spans[now], spans.slice(0, now).reverse());
+  return null;
+}
+
+/** Of the tokens that follow, in either direction, the one in the nearest other line that stands nearest. */
+function inNextLine(from, spans) {
+  const { left, top } = lastBox(from);
+  let best = null;
+  for (const span of spans) {
+    const box = lastBox(span);
+    if (Math.abs(box.top - top) < box.height / 2) continue; // the same line
+    if (best && Math.abs(box.top - best.top) >= box.height / 2) break; // a line further on
+    if (!best || Math.abs(box.left - left) < Math.abs(best.left - left)) best = { span, left: box.left, top: box.top };
+  }
+  return best?.span ?? from;
+}
+
+/** Where a token stands: its last line, where a line break is a part of it. */
+function lastBox(span) {
+  return [...span.getClientRects()].at(-1) ?? span.getBoundingClientRect();
 }
 
 // ---- what is shown
@@ -90,7 +119,7 @@ function describe(token) {
   const rows = isListed ? token.top : [...token.top, [token.name, token.logprob]];
   return [
     element("p", { className: "details-head" }, [sign(token.name), " ", element("b", {}, [percent(token.logprob)])]),
-    ...(isPart(token.name) ? [element("p", { className: "quiet" }, ["bytes of a character"])] : []),
+    ...(isPart(token.name) ? [element("p", { className: "quiet" }, ["a part of a character, as bytes"])] : []),
     element("ol", {}, rows.map(([name, logprob]) => row(name, logprob, name === token.name))),
   ];
 }

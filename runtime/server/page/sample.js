@@ -61,7 +61,7 @@ export class Sample {
         this.#end("stopped", "Stopped");
       } else {
         this.error = error;
-        this.#end("failed", error instanceof ApiError ? error.message : `${error}`);
+        this.#end("failed", error instanceof ApiError ? error.sentence : `${error}`);
         if (!(error instanceof ApiError)) throw error; // a fault of this page: the console shows where
         if (error.kind === "key") this.#on.key(this, error.message);
       }
@@ -132,6 +132,7 @@ export class Sample {
     this.state = "waiting";
     this.#note("Waiting for the server");
     this.#show();
+    this.#on.changed(this);
   }
 
   #begin() {
@@ -209,7 +210,7 @@ export class Sample {
 
   #show() {
     const { stop, again, keep, discard, copy: copyButton } = this.buttons;
-    const hadFocus = document.activeElement === stop;
+    const focused = document.activeElement;
     this.card.dataset.state = this.state;
     this.card.dataset.verdict = this.verdict ?? "";
     this.card.setAttribute("aria-busy", this.isRunning);
@@ -219,9 +220,10 @@ export class Sample {
     copyButton.hidden = !this.text;
     keep.setAttribute("aria-pressed", this.verdict === "kept");
     discard.setAttribute("aria-pressed", this.verdict === "discarded");
-    const count = this.isRunning ? "" : ` · ${this.tokenCount} ${this.tokenCount === 1 ? "token" : "tokens"}`;
-    this.meta.textContent = `seed ${this.body.seed}${count}`;
-    if (hadFocus && stop.hidden) this.textBox.focus();
+    const count = `${this.tokenCount} ${this.tokenCount === 1 ? "token" : "tokens"}`;
+    const isCounted = !this.isRunning && this.tokenCount > 0;
+    this.meta.textContent = `seed ${this.body.seed}${isCounted ? ` · ${count}` : ""}`;
+    if (this.card.contains(focused) && focused.hidden) this.textBox.focus(); // never lost with a button that goes
   }
 
   async #copy() {
