@@ -111,3 +111,8 @@ def test_inputs_have_labels_and_references_lead_to_elements():
     for name, text in SOURCES.items():
         for wanted in re.findall(r'byId\("([\w-]+)"\)', text):
             assert wanted in ids, f"{name}: {wanted}"
+
+
+def test_the_screenshot_of_the_docs_is_small():
+    picture = FOLDER.parents[2] / "docs" / "page.png"
+    assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size < 200_000
