@@ -64,7 +64,8 @@ async function generate() {
   const seed = body.seed ?? drawnSeed();
   // Greedy samples would all be the same text.
   const count = body.temperature === 0 ? 1 : Number(byId("samples-count").value);
-  const on = { changed, say, code: (sample) => showCode(sample.body), key: (sample, message) => askForKey(message, generate) };
+  const code = (sample) => showCode(sample.body);
+  const on = { changed, judged: keep, code, key: (message) => askForKey(message, generate), say };
   samples = Array.from({ length: count }, (_, index) => new Sample(index + 1, { ...body, seed: seed + index }, on));
   details.close();
   board.replaceChildren(...samples.map((sample) => sample.card));
@@ -79,9 +80,8 @@ function stop() {
   for (const sample of samples) sample.stop();
 }
 
-/** A sample has ended, or was kept or discarded. */
+/** A sample has begun or ended. */
 function changed(sample) {
-  keep(sample);
   showRunning();
   if (!samples.includes(sample) || samples.some((each) => each.isRunning)) return;
   const failed = samples.filter((each) => each.state === "failed");
@@ -89,7 +89,7 @@ function changed(sample) {
   const which = samples.length === 1 ? "The sample" : `${failed.length} of ${samples.length} samples`;
   if (failed.length) say(`${which} failed: ${failed[0].noteLine.textContent}`);
   else if (samples.some((each) => each.state === "stopped")) say("Stopped.");
-  else if (sample.verdict === null) say(samples.length === 1 ? "The sample is done." : `All ${samples.length} samples are done.`);
+  else say(samples.length === 1 ? "The sample is done." : `All ${samples.length} samples are done.`);
 }
 
 function showRunning() {
@@ -128,13 +128,14 @@ function showProblem(error) {
 
 // ---- keeping
 
+/** A sample was kept or discarded, or is neither any more. */
 function keep(sample) {
   const isKept = kept.includes(sample);
   if ((sample.verdict === "kept") === isKept) return;
   kept = isKept ? kept.filter((each) => each !== sample) : [...kept, sample];
   isDownloaded = kept.length === 0;
   showKept();
-  say(isKept ? `No longer kept; ${kept.length} are.` : `Kept; ${kept.length} in all.`);
+  say(isKept ? `No longer kept; ${kept.length} still are.` : `Kept; ${kept.length} in all.`);
 }
 
 function showKept() {

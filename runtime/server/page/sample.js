@@ -20,7 +20,7 @@ const REASONS = {
  *
  * number: of the sample on the board, from 1.
  * body: of the request, with the sample's own seed.
- * on: {changed(sample), code(sample), key(sample, message), say(text)}.
+ * on: {changed(sample), judged(sample), code(sample), key(message), say(text)}: what the page does then.
  *
  * state: "waiting", "writing", "done", "stopped" or "failed".
  * verdict: "kept", "discarded" or null.
@@ -63,7 +63,7 @@ export class Sample {
         this.error = error;
         this.#end("failed", error instanceof ApiError ? error.sentence : `${error}`);
         if (!(error instanceof ApiError)) throw error; // a fault of this page: the console shows where
-        if (error.kind === "key") this.#on.key(this, error.message);
+        if (error.kind === "key") this.#on.key(error.message);
       }
     }
   }
@@ -76,7 +76,7 @@ export class Sample {
   judge(verdict) {
     this.verdict = this.verdict === verdict ? null : verdict;
     this.#show();
-    this.#on.changed(this);
+    this.#on.judged(this);
   }
 
   /** What is downloaded of a kept sample. */

@@ -273,6 +273,19 @@ def test_a_refused_value_is_shown_at_its_field(page):
     expect(page.locator("#top_k")).to_be_focused()  # its part of the form was closed
 
 
+def test_keeping_a_sample_beside_a_refused_one_leaves_the_focus_there(page):
+    answer(page, events((" upon", [])), (400, "top_k must be smaller", {}, "top_k"))
+    page.fill("#samples-count", "2")
+    page.click("#generate")
+    expect(page.locator("#form-error")).to_be_visible()
+    keep = page.locator(".sample[data-state=done]").get_by_role("button", name="Keep")
+    keep.click()
+    expect(keep).to_be_focused()
+    expect(page.locator("#status")).to_have_text("Kept; 1 in all.")
+    keep.click()
+    expect(page.locator("#status")).to_have_text("No longer kept; 0 still are.")
+
+
 def test_a_value_outside_its_range_is_not_sent(page):
     asked = answer(page, events((" upon", [])))
     page.evaluate("document.querySelector('#min_p').value = '7'")  # in the part of the form that is closed
