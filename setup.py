@@ -25,6 +25,7 @@ BASE = [
     "rich>=14",
 ]
 PLOT = ["matplotlib>=3.11"]
+SERVER = ["fastapi>=0.165", "uvicorn>=0.54", "prometheus_client>=0.26"]
 TENSORFLOW = ["tensorflow>=2.21", "keras>=3.15", "h5py>=3.14"]
 
 setup(
@@ -56,11 +57,16 @@ setup(
     extras_require={
         "tensorflow": TENSORFLOW,
         "plot": PLOT,  # of the benchmark
+        "server": SERVER,
         "cuda": [f"onnxruntime-gpu[cuda,cudnn]>=1.31; {GPU_WHEEL}"],
         # torch and transformers judge the conversions; nothing else uses them.
         "test": [
             *TENSORFLOW,
             *PLOT,
+            *SERVER,
+            "openai>=3.57",  # a client of the server
+            "httpx>=0.28",  # and one that sends what no client would
+            "playwright>=1.65",  # drives the server's page in the system's Chromium
             "pytest>=9",
             "hypothesis>=6.100",
             "torch>=2.13",

@@ -29,8 +29,9 @@ class Cache:
     Args:
         graph: The graph.
         config: The model's config.
-        windowed: Whether a local layer's cache is as short as its window and heads are padded (decoder.onnx).
-            Otherwise all caches are full, and heads keep their size (model.onnx).
+        windowed: Whether a local layer's cache is as short as its window. Otherwise all caches are full.
+        padded: Whether heads may be padded to a size that GroupQueryAttention takes (decoder.onnx). Otherwise heads
+            keep their size (model.onnx).
 
     Attributes:
         head_size: The number of columns of keys and values; the model's own head size, or padded.
@@ -47,13 +48,13 @@ class Cache:
     seqlens_k: str
     total_sequence_length: str
 
-    def __init__(self, graph: Graph, config: GPTNeoConfig, windowed: bool) -> None:
+    def __init__(self, graph: Graph, config: GPTNeoConfig, windowed: bool, padded: bool) -> None:
         self.graph = graph
         self.config = config
-        self.head_size = padded_head_size(config) if windowed else config.head_size
+        self.head_size = padded_head_size(config) if padded else config.head_size
         self.pads = self.head_size != config.head_size
         fused = padded_head_size(config) == config.head_size and not graph.precision.standard
-        self.masked = not windowed and not fused
+        self.masked = not padded and not fused
         self.parts = cache_parts(config, windowed, self.head_size)
         self.fresh: str | None = None
         self.mask: str | None = None

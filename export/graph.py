@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import ModelProto, TensorProto
 
+from neo_tf.onnx_folder import top_tokens
 from neo_tf.variables import layer_scope
 
 from .builder import Graph, Scope, WeightFile
@@ -46,7 +47,7 @@ def model_graph(checkpoint: Checkpoint, weight_file: WeightFile, precision: Prec
         precision: The types of the graph's numbers; fp32 by default.
     """
     graph = Graph("model", checkpoint, weight_file, precision)
-    cache = Cache(graph, checkpoint.config, windowed=False)
+    cache = Cache(graph, checkpoint.config, windowed=False, padded=False)
     graph.input("input_ids", np.int64, ["batch_size", "sequence_length"])
     graph.input("attention_mask", np.int64, ["batch_size", "total_sequence_length"])
     graph.input("position_ids", np.int64, ["batch_size", "sequence_length"])
@@ -61,29 +62,38 @@ def model_graph(checkpoint: Checkpoint, weight_file: WeightFile, precision: Prec
 
 
 def build_decoder(checkpoint: Checkpoint, weight_file: WeightFile, precision: Precision | None = None) -> ModelProto:
-    """Builds decoder.onnx, the graph that our runtime runs, with windowed caches in local layers.
+    """Builds decoder.onnx, the graph that our runtime runs.
 
-    total_sequence_length and logits_start are read by the host: on CUDA they stay in its memory.
+    For the CPU, local layers have windowed caches. For CUDA, their caches have full length, and the graph goes on from
+    the logits to the most likely tokens; see choose. total_sequence_length and logits_start are read by the host: on
+    CUDA they stay in its memory.
 
     Inputs:
         input_ids, position_ids: int64 [batch, seq].
         seqlens_k: int32 [batch]; each row's length minus one, this step's tokens included.
         total_sequence_length: int32 []; the longest row's length.
         logits_start: int64 [1]; the first of this step's positions whose logits are computed.
+        inverse_temperature: float32 [batch, 1, 1]; for CUDA only.
         past_key_values.{i}.key|value: see Cache.names. Past and present are meant to be one buffer.
 
     Outputs:
         logits: float32 [batch, kept, n_vocab].
+        top_logprobs: float32 [batch, kept, K]; for CUDA only.
+        top_ids: int64 [batch, kept, K]; for CUDA only.
         present.{i}.key|value: see Cache.names.
 
     Args:
         checkpoint, weight_file, precision: See model_graph.
     """
-    graph, cache = _windowed_graph("decoder", checkpoint, weight_file, precision)
+    graph, cache = _graph_of_runtime("decoder", checkpoint, weight_file, precision)
     graph.input("logits_start", np.int64, [1])
     graph.output("logits", np.float32, ["batch_size", "kept", checkpoint.config.n_vocab])
+    if graph.precision.chooses:
+        _declare_choice(graph, checkpoint.config)
     cache.declare()
     _body(graph, checkpoint.config, cache, "logits_start")
+    if graph.precision.chooses:
+        choose("logits", graph.root, checkpoint.config)
     return graph.model()
 
 
@@ -96,18 +106,18 @@ def build_prefill(checkpoint: Checkpoint, weight_file: WeightFile, precision: Pr
         checkpoint, weight_file: See model_graph.
         precision: See Precision.for_prompts.
     """
-    graph, cache = _windowed_graph("prefill", checkpoint, weight_file, precision)
+    graph, cache = _graph_of_runtime("prefill", checkpoint, weight_file, precision)
     cache.declare()
     _body(graph, checkpoint.config, cache, None)
     return graph.model()
 
 
-def _windowed_graph(
+def _graph_of_runtime(
     name: str, checkpoint: Checkpoint, weight_file: WeightFile, precision: Precision | None
 ) -> tuple[Graph, Cache]:
     """A Graph and its Cache, with the inputs that decoder.onnx and prefill.onnx share."""
     graph = Graph(name, checkpoint, weight_file, precision)
-    cache = Cache(graph, checkpoint.config, windowed=True)
+    cache = Cache(graph, checkpoint.config, windowed=graph.precision.windowed_caches, padded=True)
     graph.input("input_ids", np.int64, ["batch_size", "sequence_length"])
     graph.input("position_ids", np.int64, ["batch_size", "sequence_length"])
     cache.seqlens_k = graph.input("seqlens_k", np.int32, ["batch_size"])
@@ -119,6 +129,31 @@ def _windowed_graph(
         length = fresh.op("Add", cache.seqlens_k, constant(1, np.int32))
         cache.fresh = fresh.op("Reshape", fresh.op("Equal", length, step), constant([-1, 1, 1, 1]))
     return graph, cache
+
+
+def choose(logits: str, scope: Scope, config: GPTNeoConfig) -> None:
+    """The most likely tokens: log_softmax(logits * inverse_temperature), and the largest of a row.
+
+    They are a few hundred bytes a row, where the logits are 200 KB. There is no ArgMax: on CUDA it needs cuDNN.
+
+    Args:
+        logits: float32 [batch, kept, n_vocab].
+        scope: The scope that holds the scope of these nodes.
+        config: The model's config.
+    """
+    inner = scope["choose"]
+    scaled = inner.op("Mul", logits, "inverse_temperature")
+    logprobs = inner.op("LogSoftmax", scaled, axis=-1)
+    count = scope.graph.constant([top_tokens(config)])
+    # [batch, kept, n_vocab] -> [batch, kept, K], the largest first
+    inner.op_several("TopK", logprobs, count, outputs=["top_logprobs", "top_ids"], axis=-1, largest=1, sorted=1)
+
+
+def _declare_choice(graph: Graph, config: GPTNeoConfig) -> None:
+    """Declares the input and the outputs of choose."""
+    graph.input("inverse_temperature", np.float32, ["batch_size", 1, 1])
+    graph.output("top_logprobs", np.float32, ["batch_size", "kept", top_tokens(config)])
+    graph.output("top_ids", np.int64, ["batch_size", "kept", top_tokens(config)])
 
 
 def block(x: str, scope: Scope, layer: int, config: GPTNeoConfig, cache: Cache) -> str:

@@ -11,6 +11,7 @@ from .precision import Precision
 from .quantise import quantise, quantise_columns
 from .standard_ops import standard_matmul
 
+_TILE = 128  # the rows of a product's tile on CUDA
 _STEP = 1 / 127  # the step of activations that were scaled to [-1, 1]
 
 
@@ -111,8 +112,12 @@ def blocks(
 
 
 def padded_outputs(outputs: int, precision: Precision) -> int:
-    """The number of rows of a stored head: CUDA's kernels are fast only for multiples of 8."""
-    return outputs if precision.target == "cpu" else -(-outputs // 8) * 8
+    """The number of rows of a stored head: on CUDA a multiple of 128 (50257 -> 50304).
+
+    The kernels for quantised weights take multiples of 8; those for many rows, which docs/precisions.md describes, take
+    multiples of 64; and cuBLAS computes whole tiles anyway.
+    """
+    return outputs if precision.target == "cpu" else -(-outputs // _TILE) * _TILE
 
 
 def padded(weight: np.ndarray, rows: int) -> np.ndarray:

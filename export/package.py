@@ -151,7 +151,11 @@ def _write_configs(checkpoint: Checkpoint, folder: Path, precisions: Mapping[str
     """Writes config.json, the model's files, and genai_config.json where onnxruntime-genai can run the model."""
     config = checkpoint.config.replace(precision="float32")
     first = next(iter(precisions.values()))
-    params = config.to_onnx() | {"precisions": list(precisions), "target": first.target}
+    params = config.to_onnx() | {
+        "precisions": list(precisions),
+        "target": first.target,
+        "windowed_caches": first.windowed_caches,
+    }
     if first.standard:
         params["ops"] = "standard"
     (folder / CONFIG_FILE).write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")

@@ -12,9 +12,8 @@ from neo_tf.errors import CheckpointError, RequestError
 from neo_tf.onnx_folder import PRECISION_TARGETS, TARGETS
 
 # The number of inputs of an output feature that share a scale: smaller blocks are more exact, larger ones are faster.
-# See docs/precisions.md. 8 bits are exact enough with 256, which CUDA's fast kernels do not take.
-_BLOCKS = (128, 32)
-_BLOCKS_OF_INT8_ON_CPU = (256, 128, 32)
+# See docs/precisions.md. CUDA's kernels for many rows take blocks of 32 alone.
+_BLOCKS = {("cpu", 8): (256, 128, 32), ("cpu", 4): (128, 32), ("cuda", 8): (32,), ("cuda", 4): (32,)}
 
 
 class MomentsSource(Protocol):
@@ -59,6 +58,20 @@ class Precision:
             return replace(self, dynamic=True)
         return None
 
+    @property
+    def windowed_caches(self) -> bool:
+        """Whether local layers of decoder.onnx cache their window only.
+
+        On CUDA such a cache could not be captured in a CUDA graph: the run that captures computes a step three times,
+        and each time would move the window on.
+        """
+        return self.target == "cpu"
+
+    @property
+    def chooses(self) -> bool:
+        """Whether decoder.onnx returns the most likely tokens, so that the logits can stay on the device."""
+        return self.target == "cuda"
+
     def block_size(self, inputs: int, bits: int) -> int:
         """The number of inputs that share a scale, in a quantised matrix.
 
@@ -66,7 +79,7 @@ class Precision:
             inputs: The number of inputs that the matrix has.
             bits: 8 or 4.
         """
-        sizes = _BLOCKS_OF_INT8_ON_CPU if bits == 8 and self.target == "cpu" else _BLOCKS
+        sizes = _BLOCKS[self.target, bits]
         return next((size for size in sizes if inputs % size == 0), sizes[-1])
 
 

@@ -14,11 +14,12 @@ from neo_tf.file_names import CONFIG_FILE, TOKENIZER_FILE
 from neo_tf.git_lfs import refuse_pointer
 from neo_tf.json_files import read_json
 
-FORMAT = 3  # changes whenever the runtime needs other graphs or files than before
+FORMAT = 4  # changes whenever the runtime needs other graphs or files than before
 DATA_FILE = "model.onnx_data"  # the weights of all graphs
 # The kinds of graph: one for every runtime, one for our runtime, and one that runs our runtime's prompts.
 MODEL, DECODER, PREFILL = "model", "decoder", "prefill"
 DECODER_FILE = f"{DECODER}.onnx"
+TOP_TOKENS = 64  # the number of most likely tokens that decoder.onnx for CUDA returns for each row
 
 
 # The weights of a checkpoint, which are not part of an exported folder.
@@ -69,6 +70,11 @@ PRECISION_TARGETS = {
 }
 
 
+def top_tokens(config: GPTNeoConfig) -> int:
+    """The number of most likely tokens that decoder.onnx for CUDA returns: TOP_TOKENS, or a smaller vocabulary."""
+    return min(TOP_TOKENS, config.n_vocab)
+
+
 def graph_files(
     precisions: Iterable[str], kinds: Iterable[str] = (MODEL, DECODER, PREFILL)
 ) -> dict[tuple[str, str], str]:
@@ -111,6 +117,8 @@ class OnnxFolder:
         precisions: The names of the precisions that the folder holds; the first one is its default.
         target: The device that the folder was exported for: "cpu" or "cuda".
         ops: The operators of its graphs: "fused", or "standard" for other runtimes (model.onnx alone).
+        windowed_caches: Whether decoder.onnx caches only the window of a local layer, as it does for the CPU. For CUDA
+            its caches have full length.
     """
 
     path: Path
@@ -118,6 +126,7 @@ class OnnxFolder:
     precisions: tuple[str, ...] = ("fp32",)
     target: str = "cpu"
     ops: str = "fused"
+    windowed_caches: bool = True
 
     @classmethod
     def read(cls, folder: OnnxFolder | Path | str) -> OnnxFolder:
@@ -161,10 +170,18 @@ class OnnxFolder:
         target = params.get("target", "cpu")
         if target not in TARGETS:
             raise ConfigError(f"{path}: target must be {' or '.join(TARGETS)}, not {target!r}")
+        windowed = params.get("windowed_caches", True)
+        if not isinstance(windowed, bool):
+            raise ConfigError(f"{path}: windowed_caches must be true or false, not {windowed!r}")
+        if target == "cuda" and windowed:
+            raise ConfigError(
+                f"{path}: the folder was exported for CUDA with windowed caches, as older versions did:"
+                " export it again with this neo-tf"
+            )
         ops = "standard" if params.get("ops") == "standard" else "fused"
         for file in (*sorted(folder.glob("*.onnx")), folder / DATA_FILE, folder / TOKENIZER_FILE):
             refuse_pointer(file)
-        return cls(folder, config, tuple(precisions), target, ops)
+        return cls(folder, config, tuple(precisions), target, ops, windowed)
 
     @property
     def is_standard(self) -> bool:
@@ -175,6 +192,33 @@ class OnnxFolder:
     def data_path(self) -> Path:
         """The file that holds the weights of all its graphs."""
         return self.path / DATA_FILE
+
+    @property
+    def chooses(self) -> bool:
+        """Whether decoder.onnx takes inverse_temperature, and returns top_ids and top_logprobs beside the logits."""
+        return self.target == "cuda"
+
+    @property
+    def needs_cudnn(self) -> bool:
+        """Whether decoder.onnx has reductions, which ONNX Runtime computes by cuDNN on CUDA."""
+        return bool(self.config.moe_layers) or "linear" in self.config.attention_types
+
+    def why_not_captured(self) -> list[str]:
+        """The model's options with which a decode step cannot be captured as a CUDA graph, each with the reason.
+
+        The run that captures computes a step three times, a replay computes on the host nothing at all.
+
+        Returns:
+            Texts such as "num_mem_kv: the host computes shapes in each step"; none where a step can be captured.
+        """
+        reasons = []
+        if "linear" in self.config.attention_types:
+            reasons.append("attention type linear: a repeated step would add to its sums again")
+        if "global" in self.config.attention_types and self.config.num_mem_kv:
+            reasons.append("num_mem_kv: the host computes shapes in each step")
+        if self.config.moe_layers:
+            reasons.append("moe_layers: the reductions of the gates are computed by cuDNN")
+        return reasons
 
     def find_precision(self, name: str | None = None) -> str:
         """The precision of a name; the folder's first one where it is None.

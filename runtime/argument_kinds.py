@@ -109,6 +109,10 @@ class Number(Kind):
         """See Kind."""
         if isinstance(value, bool) or not hasattr(value, "__float__"):
             raise RequestError(f"{name} must be a number, not {value!r}")
+        try:
+            float(value)
+        except OverflowError:  # a whole number of more than 308 digits
+            raise RequestError(f"{name} must be a number that a float can hold, not a larger one") from None
         # NaN compares as False: it is outside of all limits.
         allowed = (
             (self.least is None or value >= self.least)

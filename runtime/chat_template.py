@@ -64,6 +64,16 @@ def render_chat(
     return _cut(text, last) if continue_final_message and isinstance(last, str) else text
 
 
+def check_template(template: str, source: str) -> None:
+    """Raises RequestError, which names the source, where a template is no valid Jinja."""
+    try:
+        _compiled(template)
+    except MissingExtraError:
+        raise
+    except Exception as error:  # jinja2's errors of syntax
+        raise RequestError(f"{source}: not a valid chat template: {first_line(error)}") from None
+
+
 def _cut(text: str, last: str) -> str:
     """The text of a chat up to the end of its last message."""
     mark = _CONTINUED.strip()

@@ -188,14 +188,22 @@ def _clean_boundary(text: str) -> int:
     return max(end, 0)
 
 
-def pieces_of(tokenizer: Tokenizer, decode: Decode, prompt: Sequence[int], cleans_up: bool) -> TextPieces:
+def is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer's decoder takes each character of a token for a byte, and does nothing else."""
+    return _decoder_kinds(tokenizer) == ["ByteLevel"]
+
+
+def pieces_of(
+    tokenizer: Tokenizer, decode: Decode, prompt: Sequence[int], cleans_up: bool, skip_special_tokens: bool = True
+) -> TextPieces:
     """The pieces of the text that follows a prompt.
 
     Args:
         tokenizer: The tokenizer that the ids are from.
-        decode: Decodes ids without special tokens, and without cleaning up.
+        decode: Decodes ids, without cleaning up.
         prompt: The ids of the prompt.
         cleans_up: Whether the text is cleaned up.
+        skip_special_tokens: Whether decode leaves special tokens out.
     """
     kinds = _decoder_kinds(tokenizer)
     pieces: TextPieces
@@ -205,9 +213,10 @@ def pieces_of(tokenizer: Tokenizer, decode: Decode, prompt: Sequence[int], clean
         pieces = BytePieces(decode, prompt, is_open=list(prompt[-len(mark) :]) != mark)
     elif kinds is not None:
         special = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        hidden = special if skip_special_tokens else frozenset()
 
         def token_of(index: int) -> str | None:
-            return None if index in special else tokenizer.id_to_token(index)
+            return None if index in hidden else tokenizer.id_to_token(index)
 
         pieces = TokenPieces(decode, token_of, "ByteFallback" in kinds, decode(prompt))
     else:

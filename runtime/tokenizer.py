@@ -21,7 +21,7 @@ from neo_tf.tokenizer_backend import (
 )
 
 from .chat_template import render_chat
-from .text_pieces import clean_up, pieces_of
+from .text_pieces import clean_up, is_byte_level, pieces_of
 from .text_stream import TextStream
 
 if TYPE_CHECKING:
@@ -193,6 +193,16 @@ class Tokenizer:
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
         return [self._tokenizer.id_to_token(int(index)) for index in ids if int(index) not in skipped]
 
+    @functools.cached_property
+    def added_ids(self) -> frozenset[int]:
+        """The ids of tokens that were added to the vocabulary; their text is what they are called."""
+        return frozenset(self._tokenizer.get_added_tokens_decoder())
+
+    @functools.cached_property
+    def is_byte_level(self) -> bool:
+        """Whether a token is bytes, so that a character may be spread over several tokens."""
+        return is_byte_level(self._tokenizer)
+
     # ---- text to ids
 
     def encode(self, text: str, add_special_tokens: bool = True, **arguments: Any) -> list[int]:
@@ -325,14 +335,20 @@ class Tokenizer:
         """The texts of several lists of token ids. For the arguments see decode."""
         return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
 
-    def stream(self, prompt: Sequence[int], stop_strings: Sequence[str] = (), include_stop: bool = True) -> TextStream:
-        """A TextStream of the text that follows a prompt, without special tokens."""
+    def stream(
+        self,
+        prompt: Sequence[int],
+        stop_strings: Sequence[str] = (),
+        include_stop: bool = True,
+        skip_special_tokens: bool = True,
+    ) -> TextStream:
+        """A TextStream of the text that follows a prompt; without special tokens, unless told otherwise."""
         tokenizer = self._tokenizer
 
         def decode(ids: Sequence[int]) -> str:
-            return tokenizer.decode(ids, skip_special_tokens=True)
+            return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
-        pieces = pieces_of(tokenizer, decode, list(prompt), self._cleans_up)
+        pieces = pieces_of(tokenizer, decode, list(prompt), self._cleans_up, skip_special_tokens)
         return TextStream(pieces, stop_strings, include_stop)
 
     # ---- chats

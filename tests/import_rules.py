@@ -131,6 +131,7 @@ RUNTIME_ROOMS = {
     "neo_tf.runtime.call_arguments": 5,
     "neo_tf.runtime.pipeline": 6,
     "neo_tf.runtime.jobs": 7,
+    "neo_tf.runtime.server": 8,
 }
 
 
@@ -213,7 +214,10 @@ RULES = (
             and not is_below(found.importer, "neo_tf.evaluation", "neo_tf.cli")
         ),
     ),
-    Rule("the runtime's rooms: argument_table <- device, sampling <- engine <- arguments <- pipeline <- jobs", _climbs),
+    Rule(
+        "the runtime's rooms: argument_table <- device, sampling <- engine <- arguments <- pipeline <- jobs, server",
+        _climbs,
+    ),
     Rule("inside export/ and runtime/ imports are relative", _is_absolute_inside),
     Rule("an import of another package is absolute", _is_relative_outside),
 )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import TOLERANCE
 from numpy_reference import ACTIVATIONS, forward
+from session_helpers import decoded_logits
 
 import neo_tf
 from neo_tf.checkpoints import Checkpoint, LazyTensor
@@ -82,5 +83,5 @@ def test_options_compose_as_in_the_original(seed, tmp_path):
             logits = portable.prefill(0, ids[row, position : position + 1], position)
             assert np.abs(logits[0] - expected[row, position]).max() < tolerance, what
     for position in range(half, params["n_ctx"]):
-        logits = session.decode(0, ids[:, position], [position, position])
+        logits = decoded_logits(session, 0, ids[:, position], [position, position])
         assert np.abs(logits - expected[:, position]).max() < tolerance, what

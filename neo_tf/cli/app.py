@@ -15,6 +15,7 @@ from neo_tf.cli.generate import generate
 from neo_tf.cli.help import HelpfulCommand
 from neo_tf.cli.info import info
 from neo_tf.cli.init import init
+from neo_tf.cli.serve import serve
 from neo_tf.cli.verify import verify
 from neo_tf.errors import NeoTFError, OutputError, one_line
 
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (convert, export, verify, generate, benchmark, init, info):
+for _command in (convert, export, verify, generate, serve, benchmark, init, info):
     app.command(cls=HelpfulCommand)(_command)
 
 

@@ -23,11 +23,11 @@ from neo_tf.cli.shared_options import (
     Revision,
     Threads,
     TokenizerPath,
+    size_in_bytes,
 )
 from neo_tf.cli.source import decoded
 from neo_tf.errors import OutputError, RequestError
 from neo_tf.runtime.argument_table import ARGUMENTS, Panel
-from neo_tf.sizes import bytes_of
 
 if TYPE_CHECKING:
     from neo_tf.runtime.arguments import GenerateArguments
@@ -158,12 +158,7 @@ def generate(
 
 
 def _bytes(option: str, text: str | None, least: int = 0) -> int | None:
-    if text is None:
-        return None
-    size = bytes_of(option, text)
-    if size < least:
-        raise RequestError(f"{option} must be at least {least}, not {size}")
-    return size
+    return None if text is None else size_in_bytes(option, text, least)
 
 
 @dataclass(frozen=True)

@@ -62,12 +62,14 @@ def _describe_onnx(folder: OnnxFolder) -> dict[str, str]:
         cache = "fp16"
     weights = folder.data_path.stat().st_size
     rows = {"format": f"ONNX folder for {place}"}
-    rows |= _describe_model(folder.config, ", ".join(folder.precisions), weights, cache)
+    rows |= _describe_model(folder.config, ", ".join(folder.precisions), weights, cache, folder.windowed_caches)
     rows["tokenizer"] = _describe_tokenizer(read_tokenizer_files(folder.path), folder.path)
     return rows
 
 
-def _describe_model(config: GPTNeoConfig, precision: str, nbytes: int, cache: str) -> dict[str, str]:
+def _describe_model(
+    config: GPTNeoConfig, precision: str, nbytes: int, cache: str, windowed: bool = True
+) -> dict[str, str]:
     """The rows that every model has.
 
     Args:
@@ -75,6 +77,7 @@ def _describe_model(config: GPTNeoConfig, precision: str, nbytes: int, cache: st
         precision: The weights' precision, or several.
         nbytes: The weights' size.
         cache: The KV cache's precision.
+        windowed: Whether local layers cache their window only.
     """
     from neo_tf.runtime.device.kv_cache import KVCache
 
@@ -83,6 +86,7 @@ def _describe_model(config: GPTNeoConfig, precision: str, nbytes: int, cache: st
     window = f", radius {config.local_attention_radius}" if kinds["local"] else ""
     ids = f"end-of-text {config.eos_token_id}" if config.eos_token_id is not None else "no end-of-text id"
     dtype = np.float32 if cache == "fp32" else np.float16  # bf16 has the size of fp16
+    cache_bytes = KVCache.bytes_per_slot(config, dtype, windowed=windowed)
     return {
         "parameters": f"{count_parameters(config):,}",
         "weights": f"{readable_bytes(nbytes)} in {precision}",
@@ -92,7 +96,7 @@ def _describe_model(config: GPTNeoConfig, precision: str, nbytes: int, cache: st
         "heads": f"{config.n_head} of size {config.head_size}",
         "context": f"{config.n_ctx} tokens",
         "vocabulary": f"{config.n_vocab} ({ids})",
-        "KV cache": f"{readable_bytes(KVCache.bytes_per_slot(config, dtype))} a sequence in {cache}",
+        "KV cache": f"{readable_bytes(cache_bytes)} a sequence in {cache}",
     }
 
 

@@ -8,6 +8,7 @@ import typer
 
 from neo_tf.errors import RequestError
 from neo_tf.onnx_folder import PrecisionName
+from neo_tf.sizes import bytes_of
 
 
 class Format(StrEnum):
@@ -124,3 +125,15 @@ def whole_numbers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise RequestError(f"{option} must be numbers separated by commas, such as 1,2,4, not {text!r}") from None
+
+
+def size_in_bytes(option: str, text: str, least: int = 0) -> int:
+    """Reads a size such as 2GB.
+
+    Raises:
+        RequestError: It is no size, or less than `least` bytes.
+    """
+    size = bytes_of(option, text)
+    if size < least:
+        raise RequestError(f"{option} must be at least {least}, not {size}")
+    return size

@@ -15,6 +15,8 @@ from neo_tf.variables import count_parameters
 if TYPE_CHECKING:
     import numpy as np
 
+    from neo_tf.runtime.device.decoder_session import DecodedRows
+
 STEPS = 32  # the decode steps of one sample
 
 
@@ -27,12 +29,14 @@ class TimedSession(Session):
 
     seconds = 0.0
 
-    def decode(self, first: int, token_ids: np.ndarray, past: np.ndarray) -> np.ndarray:
+    def decode(
+        self, first: int, token_ids: np.ndarray, past: np.ndarray, inverse_temperatures: np.ndarray | None = None
+    ) -> DecodedRows:
         """See Session.decode."""
         start = time.perf_counter()
-        logits = super().decode(first, token_ids, past)
+        rows = super().decode(first, token_ids, past, inverse_temperatures)
         self.seconds += time.perf_counter() - start
-        return logits
+        return rows
 
 
 def describe_run(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
@@ -72,5 +76,7 @@ def describe_model(session: Session) -> dict[str, Any]:
         "n_ctx": session.config.n_ctx,
         "weights_bytes": folder.data_path.stat().st_size,
         "bytes_per_token": read,
-        "cache_bytes_per_sequence": KVCache.bytes_per_slot(session.config, cache.dtype, cache.device),
+        "cache_bytes_per_sequence": KVCache.bytes_per_slot(
+            session.config, cache.dtype, cache.device, folder.windowed_caches
+        ),
     }

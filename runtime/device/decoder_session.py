@@ -14,6 +14,28 @@ if TYPE_CHECKING:
     from .kv_cache import KVCache
 
 
+class DecodedRows(Protocol):
+    """What a decode step computed for the slots [first, first + count). The next step of such a slot writes over it.
+
+    Where the graph chooses, a row whose request needs nothing but its most likely tokens is a short row: they are
+    enough for it. A whole row asks for its logits, which are copied from the device then.
+    """
+
+    @property
+    def top_ids(self) -> np.ndarray | None:
+        """int64 [count, K], each row's most likely tokens, best first; None where the graph does not choose."""
+        ...
+
+    @property
+    def top_logprobs(self) -> np.ndarray | None:
+        """float32 [count, K], their log-probabilities in softmax(logits * inverse_temperature); None as above."""
+        ...
+
+    def logits(self, row: int) -> np.ndarray:
+        """The logits of a row, float32 [n_vocab]."""
+        ...
+
+
 class DecoderSession(Protocol):
     """A decoder and its KV cache. Session is the one that runs an ONNX folder; a class that wraps it can be another."""
 
@@ -69,7 +91,9 @@ class DecoderSession(Protocol):
         """
         ...
 
-    def decode(self, first: int, token_ids: np.ndarray, past: np.ndarray) -> np.ndarray:
+    def decode(
+        self, first: int, token_ids: np.ndarray, past: np.ndarray, inverse_temperatures: np.ndarray | None = None
+    ) -> DecodedRows:
         """Runs one token of each of several sequences in neighbouring slots, each sequence at its own length.
 
         Args:
@@ -78,8 +102,10 @@ class DecoderSession(Protocol):
                 sequence takes any token.
             past: int [count], the number of tokens that each slot holds. An empty slot's 0 lets the token overwrite the
                 slot's first position, which does no harm.
+            inverse_temperatures: float32 [count], the inverse of the temperature by which each row's most likely tokens
+                are weighed, where the graph chooses; None for ones.
 
         Returns:
-            float32 [count, n_vocab], in a buffer that the next call writes over.
+            The rows' logits, and their most likely tokens where the graph chooses.
         """
         ...

@@ -75,6 +75,7 @@ class KVCache:
         dtype: The type of keys and values. The sums of linear attention are always float32.
         device: "cpu" or "cuda".
         device_id: The index of the device.
+        windowed: Whether local layers keep their window only, as the folder's graphs do (OnnxFolder.windowed_caches).
         large_pages: On the CPU, asks for pages of 2 MB. A step at 1500 tokens is 6 % faster with them, but all memory
             of a slot is taken with its first token. In ordinary pages a short text takes little of its slot.
 
@@ -94,6 +95,7 @@ class KVCache:
         dtype: DTypeLike = np.float32,
         device: str = "cpu",
         device_id: int = 0,
+        windowed: bool = True,
         large_pages: bool = False,
     ) -> None:
         self.slots = slots
@@ -101,10 +103,10 @@ class KVCache:
         self.device = device
         self.device_id = device_id
         self.n_ctx = config.n_ctx
-        self.bytes_at_most = slots * self.bytes_per_slot(config, dtype, device)
+        self.bytes_at_most = slots * self.bytes_per_slot(config, dtype, device, windowed)
         self._large_pages = large_pages
         self._buffers: list[_Buffer] = []
-        for part in cache_parts(config):
+        for part in cache_parts(config, windowed):
             shape = (part.heads, rows(part, config, device), part.columns)
             part_dtype = _dtype(part, dtype)
             memory, pages = self._allocate((slots, *shape), part_dtype)
@@ -115,11 +117,13 @@ class KVCache:
         self._windows = {(buffer.part.rows, buffer.shape[1]) for buffer in local}
 
     @staticmethod
-    def bytes_per_slot(config: GPTNeoConfig, dtype: DTypeLike = np.float32, device: str = "cpu") -> int:
+    def bytes_per_slot(
+        config: GPTNeoConfig, dtype: DTypeLike = np.float32, device: str = "cpu", windowed: bool = True
+    ) -> int:
         """The bytes that a full slot takes in all buffers together."""
         return sum(
             part.heads * rows(part, config, device) * part.columns * _dtype(part, dtype).itemsize
-            for part in cache_parts(config)
+            for part in cache_parts(config, windowed)
         )
 
     def bytes_of(self, length: int) -> int:

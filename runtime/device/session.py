@@ -8,10 +8,11 @@ import numpy as np
 
 from neo_tf.cache_layout import cache_parts
 from neo_tf.errors import CheckpointError, ConfigError, NeoTFError, ProviderError, one_line
-from neo_tf.onnx_folder import DECODER, PREFILL, OnnxFolder
+from neo_tf.onnx_folder import DECODER, PREFILL, OnnxFolder, top_tokens
 
 from ..argument_kinds import Whole
 from .element_types import numpy_dtype
+from .host_rows import HostRows
 from .kv_cache import KVCache
 from .machine import exact_int8
 from .providers import choose, create_session, placement, session_options
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onnxruntime import InferenceSession
+
+    from .decoder_session import DecodedRows
 
 QUANTISED = ("int8", "int4")
 # A folder has two graphs, each with threads of its own. The threads of one graph must not stay awake for 20 ms, as ONNX
@@ -78,16 +81,24 @@ class Session:
             raise CheckpointError(f"{folder.path}: an ONNX folder of neo-tf has a {path.name}, and this one has none")
         self._session = self._load(path, threads)
         wanted = {"logits": [self.config.n_vocab]}
-        dtype = self._check_graph(path, self._session, {*_INPUTS, "logits_start"}, wanted)
+        names = {*_INPUTS, "logits_start"}
+        if folder.chooses:
+            names.add("inverse_temperature")
+            wanted["inverse_temperature"] = [1, 1]
+            wanted["top_logprobs"] = [top_tokens(self.config)]
+            wanted["top_ids"] = [top_tokens(self.config)]
+        dtype = self._check_graph(path, self._session, names, wanted)
         prompts = folder.graph_path(self.precision, PREFILL)
         self._prompts: InferenceSession | None = None
         if prompts.is_file() and exact_int8():
             self._prompts = self._load(prompts, threads)
             self._check_graph(prompts, self._prompts, set(_INPUTS), {})
         in_cache = slots + slots % 2 if self.in_pairs else slots  # the last slot of an odd number needs a neighbour
-        size = in_cache * KVCache.bytes_per_slot(self.config, dtype, self.device)
+        size = in_cache * KVCache.bytes_per_slot(self.config, dtype, self.device, folder.windowed_caches)
         small = size < folder.data_path.stat().st_size / 2  # compared with the weights
-        self.cache = KVCache(self.config, in_cache, dtype, self.device, self.device_id, large_pages=small)
+        self.cache = KVCache(
+            self.config, in_cache, dtype, self.device, self.device_id, folder.windowed_caches, large_pages=small
+        )
         self._decoders: dict[tuple[int, int], _Step] = {}  # by the first slot and the number of slots
         self._logits = np.empty((in_cache, 1, self.config.n_vocab), np.float32)  # of the last decode step, by slot
 
@@ -120,7 +131,7 @@ class Session:
             raise CheckpointError(
                 f"{path}: has no input {', '.join(sorted(missing))}: export it again with this neo-tf"
             )
-        parts = cache_parts(self.config)
+        parts = cache_parts(self.config, self.folder.windowed_caches)
         shapes = {value.name: value.shape for value in (*inputs, *session.get_outputs())}
         wanted = sizes | {part.past: [part.heads, part.columns] for part in parts}
         found = {name: [size for size in shape[1:] if isinstance(size, int)] for name, shape in shapes.items()}
@@ -182,7 +193,9 @@ class Session:
         self._step(self._session, slot, 1, len(token_ids), logits).run(token_ids[None], past)
         return logits[0, :kept]
 
-    def decode(self, first: int, token_ids: np.ndarray, past: np.ndarray) -> np.ndarray:
+    def decode(
+        self, first: int, token_ids: np.ndarray, past: np.ndarray, inverse_temperatures: np.ndarray | None = None
+    ) -> DecodedRows:
         """Runs one token of each of several sequences in neighbouring slots, each sequence at its own length.
 
         Args:
@@ -191,9 +204,10 @@ class Session:
                 sequence takes any token.
             past: int [count], the number of tokens that each slot holds. An empty slot's 0 lets the token overwrite the
                 slot's first position, which does no harm.
+            inverse_temperatures: Nothing is chosen by this graph, so that they change nothing.
 
         Returns:
-            float32 [count, n_vocab], in a buffer that the next call writes over.
+            The rows' logits, in a buffer that the next step of these slots writes over.
         """
         count = len(token_ids)
         step = self._decoders.get((first, count))
@@ -201,13 +215,13 @@ class Session:
             step = self._step(self._session, first, count, 1, self._logits[first : first + count])
             self._decoders[first, count] = step
         step.run(np.reshape(token_ids, (count, 1)), past)
-        return self._logits[first : first + count, 0]
+        return HostRows(self._logits[first : first + count, 0])
 
     def _step(
         self, session: InferenceSession, slot: int, count: int, tokens: int, logits: np.ndarray | None = None
     ) -> _Step:
         """A run of `tokens` tokens of each of the slots [slot, slot + count), which writes these logits."""
-        step = _Step(session, count, tokens, logits)
+        step = _Step(session, count, tokens, logits, self.folder.chooses and logits is not None)
         self.cache.bind(step.binding, slot, count)
         return step
 
@@ -221,9 +235,12 @@ class _Step:
         tokens: The number of tokens of each sequence.
         logits: float32 [count, n, n_vocab], where the graph writes the logits of the last n tokens; None for a graph
             without logits.
+        chooses: Whether the graph takes inverse_temperature.
     """
 
-    def __init__(self, session: InferenceSession, count: int, tokens: int, logits: np.ndarray | None) -> None:
+    def __init__(
+        self, session: InferenceSession, count: int, tokens: int, logits: np.ndarray | None, chooses: bool
+    ) -> None:
         self._session = session
         self.binding = session.io_binding()
         self._tokens = np.arange(tokens)
@@ -241,6 +258,9 @@ class _Step:
             self._logits_start = np.array([tokens - logits.shape[1]], np.int64)
             _bind(self.binding.bind_input, "logits_start", self._logits_start)
             _bind(self.binding.bind_output, "logits", self._logits)
+        if chooses:
+            self._inverse_temperature = np.ones((count, 1, 1), np.float32)
+            _bind(self.binding.bind_input, "inverse_temperature", self._inverse_temperature)
 
     def run(self, token_ids: np.ndarray, past: int | np.ndarray) -> None:
         """Runs the graph.

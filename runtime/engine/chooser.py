@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from neo_tf.errors import RequestError
+
 from ..sampling.processors import make_processors
 from ..sampling.sampler import Sampler
 from ..sampling.warpers import log_softmax, refuse_nan
@@ -43,8 +45,14 @@ class Chooser:
         request, generation = self._request, self._generation
         refuse_nan(logits)
         scores = self._process(logits) if self._processors else logits
-        if self._processors and scores.max() == -np.inf:
-            return None
+        if self._processors:
+            highest = scores.max()
+            if highest == -np.inf:
+                return None
+            if np.isnan(highest):  # infinity less infinity
+                raise RequestError("penalties or biases are so large that their sum is no number")
+            if highest == np.inf:  # beyond float32: as likely as a score can be
+                np.minimum(scores, np.finfo(np.float32).max, out=scores)
         tokens, drawn_by, ids = self._sampler(scores)
         token = int(tokens[0])
         if request.logprobs is not None:

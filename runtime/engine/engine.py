@@ -107,6 +107,11 @@ class Engine:
         if generation.cancelled:  # by now
             self._any_cancelled = True
 
+    @property
+    def waiting(self) -> int:
+        """The number of requests that are queued and have no slot yet."""
+        return len(self._waiting)
+
     def cancel(self, generation: Generation) -> None:
         """Ends a Generation before the next step, as "cancelled". It may be called from any thread, at any time.
 
@@ -268,7 +273,8 @@ class Engine:
                 else:
                     past[slot - first] = idle.get(slot, 0)
             with self._failing(dict.fromkeys(running)):
-                logits |= zip(range(first, end), self.session.decode(first, tokens, past), strict=True)
+                decoded = self.session.decode(first, tokens, past)
+                logits |= {slot: decoded.logits(slot - first) for slot in rows if first <= slot < end}
         return logits
 
     def _decode_guessed(self, sequence: RunningSequence) -> bool:

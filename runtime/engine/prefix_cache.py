@@ -46,6 +46,11 @@ class PrefixCache:
         # {key: (place in the store, first position with all layers' rows)}, the least recently used first
         self._places: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
 
+    @property
+    def bytes_used(self) -> int:
+        """The bytes of the blocks that are kept."""
+        return len(self._places) * self.block_bytes
+
     def keys(self, prompt: Sequence[int]) -> list[bytes]:
         """A key for each whole block of a prompt, made of all tokens up to the block's end.
 

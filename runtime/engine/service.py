@@ -68,6 +68,22 @@ class Service:
         # A process must not end in the middle of a step.
         atexit.register(self.close)
 
+    @property
+    def failure(self) -> str | None:
+        """Why no request is served any more; None while the engine's thread runs."""
+        if self._dead is None and not self._thread.is_alive():
+            return "the service is closed" if self._closing else "the engine's thread has ended"
+        return self._dead
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that have no slot yet."""
+        return len(self._submitted) + self._engine.waiting
+
+    def check(self, request: Request) -> None:
+        """Raises RequestError where a request cannot be served; see Engine.check."""
+        self._engine.check(request)
+
     def submit(self, request: Request) -> Submission:
         """Queues a request, and does not wait.
 
@@ -79,8 +95,8 @@ class Service:
         generation = Generation(request)
         submission = Submission(generation, self)
         with self._changed:
-            if self._dead or self._closing:
-                raise EngineError(self._dead or "the service is closed")
+            if self._dead or self._closing or not self._thread.is_alive():
+                raise EngineError(self.failure or "the service is closed")
             self._running[id(generation)] = submission
             self._submitted.append(generation)
             self._changed.notify()
@@ -163,6 +179,14 @@ class Service:
             self._changed.notify()
 
     def _run(self) -> None:
+        """The thread: nobody may wait for it once it has ended, whatever ended it."""
+        try:
+            self._step()
+        except BaseException as error:
+            self._die(f"the engine stopped: {type(error).__name__}: {one_line(error)}")
+
+    def _step(self) -> None:
+        """Steps the engine until the service is closed."""
         busy = False
         while True:
             with self._changed:
@@ -171,24 +195,23 @@ class Service:
                 submitted, self._submitted = self._submitted, []
                 if self._closing and not (busy or submitted):
                     return
-            try:
-                for generation in submitted:
-                    self._engine.enqueue(generation)
-                busy = self._engine.step()
-            except BaseException as error:  # the engine itself is broken: nobody may wait for it
-                self._die(f"the engine stopped: {type(error).__name__}: {one_line(error)}")
-                return
+            for generation in submitted:
+                self._engine.enqueue(generation)
+            busy = self._engine.step()
             self._tell(self._engine.ended)
 
     def _tell(self, ended: list[Generation]) -> None:
         """Ends the futures of Generations that have ended."""
         with self._changed:
-            submissions = [self._running.pop(id(generation)) for generation in ended]
+            submissions = [self._running[id(generation)] for generation in ended]
         for submission in submissions:
             if submission.generation.error:
                 submission.set_exception(submission.generation.error)
             else:
                 submission.set_result(submission.generation)
+            # Not before: where this thread is ended in between, _die must find who is still waiting.
+            with self._changed:
+                del self._running[id(submission.generation)]
 
     def _die(self, why: str) -> None:
         with self._changed:
@@ -196,4 +219,5 @@ class Service:
             submissions = list(self._running.values())
             self._running = {}
         for submission in submissions:
-            submission.set_exception(EngineError(why))
+            if not submission.done():
+                submission.set_exception(EngineError(why))

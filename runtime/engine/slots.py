@@ -83,6 +83,11 @@ class Slots:
         return len(self._free)
 
     @property
+    def bytes_promised(self) -> int:
+        """The most bytes that the slots in use may need together."""
+        return sum(list(self._promised.values()))  # a copy: another thread may take slots meanwhile
+
+    @property
     def lowest_free(self) -> int | None:
         """The lowest free slot, or None."""
         return self._free[0] if self._free else None

@@ -1,1 +1,1 @@
-"""neo-tf behind HTTP: one app over the engine's Service."""
+"""HTTP over the Service: one app, one file a protocol."""

@@ -1,7 +1,8 @@
 """The operators and types of our graphs that have a CUDA kernel.
 
 The list was made by placing the decoder graphs of all options and activations, in all precisions, with the CUDA
-provider of ONNX Runtime 1.31.1. The truth is what a session on a GPU reports: Session.placement.
+provider of ONNX Runtime 1.31.1. test_cuda_provider.py places them again where it can; this list judges everywhere. The
+truth is what a session on a GPU reports: Session.placement.
 """
 
 from onnx import TensorProto
@@ -48,6 +49,7 @@ CUDA_KERNELS = {
     "Squeeze": "INT64",
     "Sub": "FLOAT FLOAT16",
     "Tanh": "FLOAT FLOAT16",
+    "TopK": "FLOAT",
     "Transpose": "BFLOAT16 FLOAT FLOAT16",
     "Trilu": "FLOAT",
     "Unsqueeze": "BFLOAT16 FLOAT16",

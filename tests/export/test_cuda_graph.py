@@ -1,6 +1,7 @@
 """Graphs for CUDA, tested without a GPU: every node has a CUDA kernel, and fp16 and bf16 are exact enough.
 
-The list of kernels was made by ONNX Runtime 1.31's own CUDA provider, which placed each of these graphs.
+The list of kernels was made by ONNX Runtime 1.31's own CUDA provider, which placed each of these graphs; where it
+is installed, test_cuda_provider.py asks it again.
 """
 
 import json
@@ -62,12 +63,12 @@ def test_a_node_without_a_kernel_is_named():
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_the_head_is_padded_to_a_multiple_of_8_and_cut(precision, tmp_path):
+def test_the_head_is_padded_to_a_multiple_of_128_and_cut(precision, tmp_path):
     name = "tiny-global"  # its vocabulary has 257 ids
     neo_tf.export_onnx(GOLDEN / name, tmp_path / "onnx", precision, target="cuda")
     model = decoder(tmp_path / "onnx")
     head = next(node for node in model.graph.node if node.name == "/head/MatMulNBits")
-    assert next(attribute.i for attribute in head.attribute if attribute.name == "N") == 264
+    assert next(attribute.i for attribute in head.attribute if attribute.name == "N") == 384
     logits = next(value for value in model.graph.output if value.name == "logits")
     assert logits.type.tensor_type.shape.dim[2].dim_value == 257
     assert logits.type.tensor_type.elem_type == TensorProto.FLOAT

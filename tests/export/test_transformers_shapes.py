@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from conftest import TOLERANCE
+from session_helpers import decoded_logits
 
 import neo_tf
 from neo_tf.evaluation.portable_session import PortableSession
@@ -88,7 +89,7 @@ def test_logits_are_transformers_in_every_shape(kind, seed, tmp_path):
         session.prefill(row, ids[row, : begin[row]].numpy(), 0)
     for step in range(5):
         at = [first + step for first in begin]
-        logits = session.decode(0, ids[[0, 1], at].numpy(), at)
+        logits = decoded_logits(session, 0, ids[[0, 1], at].numpy(), at)
         assert np.abs(logits - expected[[0, 1], at]).max() < TOLERANCE
 
     neo_tf.save_checkpoint(checkpoint, tmp_path / "back", "huggingface")

@@ -8,6 +8,7 @@ from conftest import GOLDEN
 
 import neo_tf
 from neo_tf import onnx_folder
+from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import ConfigError, RequestError
 from neo_tf.onnx_folder import DECODER, MODEL, PREFILL, OnnxFolder
 from neo_tf.runtime.device.session import Session
@@ -29,7 +30,7 @@ def written(exported, tmp_path):
 
 
 def test_it_says_what_the_folder_holds(written):
-    folder = OnnxFolder.read(written(precisions=["int8", "fp16"], target="cuda"))
+    folder = OnnxFolder.read(written(precisions=["int8", "fp16"], target="cuda", windowed_caches=False))
     assert folder.config.n_ctx == 256 and folder.target == "cuda" and not folder.is_standard
     assert folder.precisions == ("int8", "fp16")
     assert folder.find_precision() == "int8" and folder.find_precision("fp16") == "fp16"
@@ -47,6 +48,24 @@ def test_a_config_that_says_something_else_is_refused(written, key, value):
     with pytest.raises(ConfigError, match=rf"{folder}/config.json: {key} must be .*, not ") as error:
         OnnxFolder.read(folder)
     assert str(error.value).endswith(repr(value))
+
+
+def test_caches_of_local_layers_are_windowed_for_the_cpu_alone(exported, written):
+    assert OnnxFolder.read(exported(LOCAL)).windowed_caches
+    with pytest.raises(ConfigError, match=r"exported for CUDA with windowed caches, .*: export it again with this"):
+        OnnxFolder.read(written(target="cuda"))
+    params = json.loads((exported(LOCAL) / "config.json").read_text())
+    assert params.pop("windowed_caches") is True  # folders for the CPU that were made before do not say it
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [("attn-mix", ["attention type linear"]), ("mem-kv", ["num_mem_kv"]), ("moe", ["moe_layers"]), ("rotary", [])],
+)
+def test_it_names_the_options_that_cannot_be_captured(name, options, tmp_path):
+    folder = OnnxFolder(tmp_path, GPTNeoConfig.from_file(GOLDEN / name / "config.json"), ("fp16",), "cuda")
+    assert [reason.split(":")[0] for reason in folder.why_not_captured()] == options
+    assert folder.needs_cudnn == (name in ("attn-mix", "moe"))
 
 
 def test_other_folders_are_not_found(exported, tmp_path, written):

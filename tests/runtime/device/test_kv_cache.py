@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import GOLDEN, TOLERANCE
+from session_helpers import decoded_logits
 
 from neo_tf.cache_layout import cache_parts
 from neo_tf.config import GPTNeoConfig
@@ -106,7 +107,7 @@ def test_steps_after_a_prefill_of_any_length(windowed, every_position, first):
     for row, ids in enumerate(every_position[0]):
         logits = [windowed.prefill(0, ids[:first], 0, logits_of="all")]
         for position in range(first, 256):
-            logits.append(windowed.decode(0, ids[[position]], np.array([position])).copy())
+            logits.append(decoded_logits(windowed, 0, ids[[position]], [position]))
         check(np.concatenate(logits), row, every_position)
 
 
@@ -124,7 +125,7 @@ def test_a_chunk_after_steps_in_a_full_window(windowed, every_position, steps):
         logits, past = [windowed.prefill(0, ids[:20], 0, logits_of="all")], 20
         while past < 256:
             for position in range(past, min(past + steps, 256)):
-                logits.append(windowed.decode(0, ids[[position]], np.array([position])).copy())
+                logits.append(decoded_logits(windowed, 0, ids[[position]], [position]))
                 past += 1
             if past < 256:
                 logits.append(windowed.prefill(0, ids[past : past + 40], past, logits_of="all"))
@@ -146,9 +147,9 @@ def test_rows_compact_at_different_steps(exported, every_position):
         first, end = running.min(), running.max() + 1
         # A row that is full idles at position 0, as the engine has it.
         at = np.where(past < 256, past, 0)
-        found = session.decode(first, ids[rows, at][first:end], at[first:end])
+        found = decoded_logits(session, first, ids[rows, at][first:end], at[first:end])
         for slot in running:
-            logits[slot].append(found[slot - first].copy())
+            logits[slot].append(found[slot - first])
         past[running] += 1
     for row, found in zip(rows, logits, strict=True):
         check(np.array(found), row, every_position)
@@ -204,5 +205,5 @@ def test_a_copied_slot_goes_on_as_the_first(exported, name):
         session.cache.copy(0, 1, 0, length)
         session.cache.copy(0, 2, fork, length)
         for position in range(length, session.config.n_ctx):
-            logits = session.decode(0, np.full(3, ids[position]), np.full(3, position))
+            logits = decoded_logits(session, 0, np.full(3, ids[position]), np.full(3, position))
             assert np.abs(logits - logits[0]).max() < TOLERANCE

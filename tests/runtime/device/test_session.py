@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import GOLDEN, TOLERANCE, sums_differ_by
+from session_helpers import decoded_logits
 
 import neo_tf
 from neo_tf.cli.info import describe
@@ -37,9 +38,9 @@ def test_rows_of_unequal_lengths_are_decoded_as_if_alone(session, reference, nam
     logits = [dict() for _ in rows]
     for step in range(20):
         past = np.array(starts) + step
-        found = together.decode(0, reference.inputs[rows, past], past)
+        found = decoded_logits(together, 0, reference.inputs[rows, past], past)
         for slot, position in enumerate(past):
-            logits[slot][int(position)] = found[slot].copy()
+            logits[slot][int(position)] = found[slot]
     kept = {int(position): place for place, position in enumerate(reference.positions)}
     for row, found in zip(rows, logits, strict=True):
         whole = alone(session(name), reference.inputs[row])
@@ -59,7 +60,7 @@ def test_a_slot_that_was_used_does_not_leak(session, reference, name):
     used.prefill(1, reference.inputs[1], 0)  # full to the last position, with another sequence
     logits = used.prefill(1, reference.inputs[0, :9], 0, logits_of="all")
     steps = [
-        used.decode(1, reference.inputs[0, [position]], np.array([position])).copy()
+        decoded_logits(used, 1, reference.inputs[0, [position]], [position])
         for position in range(9, reference.inputs.shape[1])
     ]
     logits = np.concatenate([logits, *steps])
@@ -78,8 +79,8 @@ def test_a_rows_neighbours_are_left_alone(session, reference, name):
         crowded.prefill(2, ids[1, position:], 0)
         crowded.decode(3, ids[1, :1], np.array([0]))
         # Slots 0 and 2 idle along, with any token, at length 0.
-        found = crowded.decode(0, np.array([7, ids[0, position], 7]), np.array([0, position, 0]))
-        logits.append(found[1].copy())
+        found = decoded_logits(crowded, 0, [7, ids[0, position], 7], [0, position, 0])
+        logits.append(found[1])
     expected = alone(session(name), ids[0, :n])[5:]
     assert np.abs(np.array(logits) - expected).max() < min(TOLERANCE, sums_differ_by(expected, crowded.config.n_embd))
 

@@ -448,7 +448,7 @@ def test_prompts_in_int8_are_the_same_in_company(tmp_path, name):
     session = Session(tmp_path / "onnx", slots=4)
     assert session.has_prompt_graph == exact_int8()
     runs, decode = [], session.decode
-    session.decode = lambda first, ids, past: (runs.append(list(past)), decode(first, ids, past))[1]
+    session.decode = lambda first, ids, past, *more: (runs.append(list(past)), decode(first, ids, past, *more))[1]
     ids = np.random.default_rng(3).integers(0, session.config.n_vocab, 60).tolist()
     lengths = [1, 9, 1, 40, 2, 1, 17, 5, 1]
     requests = [Request(ids[at : at + length], max_new_tokens=12) for at, length in enumerate(lengths)]
@@ -467,7 +467,7 @@ def test_the_last_sequences_move_to_the_slots_that_others_left(exported, name, t
     session = Session(folder, slots=4)
     limit = session.cache.bytes_at_most - 1 if tight else None
     widths, decode = [], session.decode
-    session.decode = lambda first, ids, past: (widths.append((first, len(ids))), decode(first, ids, past))[1]
+    session.decode = lambda first, ids, *more: (widths.append((first, len(ids))), decode(first, ids, *more))[1]
     copies, copy = [], session.cache.copy
     session.cache.copy = lambda *places: (copies.append(places), copy(*places))
     new = min(100, session.config.n_ctx - 3)

@@ -28,7 +28,7 @@ def counted(session):
         return prefill(slot, ids, past, logits_of)
 
     session.prefill = counted_prefill
-    session.decode = lambda first, ids, past: (runs.append(1), decode(first, ids, past))[1]
+    session.decode = lambda first, ids, *more: (runs.append(1), decode(first, ids, *more))[1]
     return runs
 
 

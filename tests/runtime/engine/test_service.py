@@ -149,10 +149,10 @@ def test_a_failing_step_fails_those_in_it_and_no_others(service, monkeypatch):
     session = running._engine.session
     decode, prefill = session.decode, session.prefill
 
-    def failing(first, token_ids, past):
+    def failing(first, token_ids, *more):
         if 77 in np.asarray(token_ids):
             raise RuntimeError("no such\nmemory")
-        return decode(first, token_ids, past)
+        return decode(first, token_ids, *more)
 
     def failing_prefill(slot, token_ids, past, logits_of=1):
         if 88 in token_ids:

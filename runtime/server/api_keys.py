@@ -1,0 +1,51 @@
+"""API keys: who may use the server. Only hashes of them stay in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from pathlib import Path
+
+from neo_tf.errors import RequestError
+
+
+class ApiKeys:
+    """The keys that are accepted.
+
+    Args:
+        keys: The keys.
+    """
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._hashes = [_hash(key) for key in keys]
+
+    @classmethod
+    def read(cls, path: Path) -> ApiKeys:
+        """Reads a file with a key on each line. Empty lines and lines that begin with # are left out.
+
+        Raises:
+            RequestError: The file cannot be read, or has no key.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not valid UTF-8 text"
+            raise RequestError(f"--api-keys {path}: cannot be read: {reason}") from None
+        lines = [line.strip() for line in text.splitlines()]
+        keys = [line for line in lines if line and not line.startswith("#")]
+        if not keys:
+            raise RequestError(f"--api-keys {path}: holds no key: write one on each line")
+        return cls(keys)
+
+    def accepts(self, key: str) -> bool:
+        """Whether a key is one of them. It takes the same time whichever it is, and if it is none."""
+        given = _hash(key)
+        found = False
+        for known in self._hashes:
+            found |= hmac.compare_digest(given, known)
+        return found
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,104 @@
+"""The app: every protocol's routes over one model. The server runs it, and so can any other ASGI server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+import neo_tf
+from neo_tf.errors import RequestError
+
+from . import openai_completions, operations, page_routes
+from .errors import ClientGoneError, ServerError, error_of, openai_form
+from .field_errors import field_error
+from .middleware import Entrance
+from .serving import Serving
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The routes of one protocol, and how it writes errors.
+
+    Args:
+        router: The routes.
+        error_form: Writes an error as this protocol's clients read it.
+        error_paths: The beginnings of the paths whose errors it writes.
+        open_paths: Paths that need no key.
+        always_open: Paths that are answered while the server ends, too.
+    """
+
+    router: APIRouter
+    error_form: Callable[[ServerError], dict[str, Any]] = openai_form
+    error_paths: tuple[str, ...] = field(default=())
+    open_paths: frozenset[str] = frozenset()
+    always_open: frozenset[str] = frozenset()
+
+
+PROTOCOLS = (
+    Protocol(page_routes.router, open_paths=page_routes.page_paths(), always_open=page_routes.page_paths()),
+    Protocol(openai_completions.router),
+    Protocol(
+        operations.router,
+        open_paths=frozenset(("/health", "/ready")),
+        always_open=frozenset(("/health", "/ready", "/metrics", "/version")),
+    ),
+)
+_DOCS = frozenset(("/docs", "/openapi.json"))
+
+
+def create_app(serving: Serving, protocols: Sequence[Protocol] = PROTOCOLS) -> ASGIApp:
+    """The ASGI app of a model. Its end closes the model's service.
+
+    Args:
+        serving: The model.
+        protocols: What it speaks.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(serving.close)
+
+    app = FastAPI(title="neo-tf", version=neo_tf.__version__, lifespan=lifespan, redoc_url=None)
+    app.state.serving = serving
+    for protocol in protocols:
+        app.include_router(protocol.router)
+
+    def error_form(path: str, error: ServerError) -> dict[str, Any]:
+        for protocol in protocols:
+            if path.startswith(protocol.error_paths):
+                return protocol.error_form(error)
+        return openai_form(error)
+
+    async def answer(request: Request, error: Exception) -> Response:
+        if isinstance(error, ClientGoneError):
+            request.scope["state"]["gone"] = True
+            return Response(status_code=499)  # goes nowhere
+        told = _told(error)
+        request.scope["state"]["error"] = told
+        return JSONResponse(error_form(request.url.path, told), told.status, dict(told.headers))
+
+    for kind in (ServerError, RequestError, RequestValidationError, HTTPException, ClientGoneError):
+        app.add_exception_handler(kind, answer)
+    app.add_exception_handler(Exception, answer)  # Starlette still raises it after the answer, for the log
+    open_paths = frozenset(path for protocol in protocols for path in protocol.open_paths)
+    always_open = frozenset(path for protocol in protocols for path in protocol.always_open)
+    return Entrance(app, serving, error_form, open_paths | _DOCS, always_open)
+
+
+def _told(error: Exception) -> ServerError:
+    """What a client is told of an error."""
+    if isinstance(error, RequestValidationError):
+        return field_error(error.errors())
+    if isinstance(error, HTTPException):
+        return ServerError(error.status_code, str(error.detail), headers=error.headers or {})
+    return error_of(error)

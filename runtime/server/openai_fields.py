@@ -1,0 +1,185 @@
+"""What OpenAI's completions and chats have in common: the fields of sampling, and what they mean for generate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ..argument_kinds import Whole
+from ..argument_table import ARGUMENTS, Panel
+from ..arguments import GenerateArguments
+from ..generation_config import ModelSettings
+from .errors import bad_request
+from .fields import Argument, Checked, Ignored, NotServed, argument_fields, arguments_of
+from .serving import Serving
+
+# What holds where neither the request nor the model's generation_config.json says anything: as in OpenAI's API.
+_DEFAULTS: Mapping[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "include_stop_str_in_output": False}
+# Of the model's own settings: a request says how many texts it wants, and this protocol has no beams.
+_NOT_FROM_MODEL = (Panel.BEAMS, Panel.RESULTS)
+
+_LATER = NotServed("structured output is not there yet", ({"type": "text"},))
+_ONE_MODEL = NotServed("the model's own text is all there is", (False, 0, "none", []))
+
+
+class StreamOptions(BaseModel):
+    """What else a stream holds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[Any, Ignored()] = None
+    continuous_usage_stats: bool | None = None
+
+
+class OpenAIBody(BaseModel):
+    """The fields that completions and chats share. A field that is null or missing has its default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str | None = None
+    n: Annotated[Any, Argument("num_return_sequences", meaning="Return this number of texts for each prompt.")] = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: Annotated[Any, Argument("stop_strings")] = None
+    seed: Annotated[Any, Argument("seed")] = None
+    temperature: Annotated[Any, Argument("temperature", also=(0,))] = None
+    top_p: Annotated[Any, Argument("top_p")] = None
+    presence_penalty: Annotated[Any, Argument("presence_penalty")] = None
+    frequency_penalty: Annotated[Any, Argument("frequency_penalty")] = None
+    logit_bias: Annotated[Any, Argument("logit_bias")] = None
+    user: Annotated[Any, Ignored()] = None
+    # vLLM's names
+    top_k: Annotated[Any, Argument("top_k", also=(-1,))] = None
+    min_p: Annotated[Any, Argument("min_p")] = None
+    repetition_penalty: Annotated[Any, Argument("repetition_penalty")] = None
+    min_tokens: Annotated[Any, Argument("min_new_tokens")] = None
+    stop_token_ids: Annotated[Any, Argument("stop_token_ids")] = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: Annotated[Any, Argument("include_stop_str_in_output")] = None
+    skip_special_tokens: Annotated[Any, Argument("skip_special_tokens")] = None
+    add_special_tokens: Annotated[Any, Argument("add_special_tokens")] = None
+    prompt_logprobs: Annotated[Any, Argument("prompt_logprobs")] = None
+    truncate_prompt_tokens: Annotated[
+        Any,
+        Checked(
+            Whole(least=1), "Keep this number of the prompt's last tokens; -1 keeps as many as the context has.", (-1,)
+        ),
+    ] = None
+    # Clients send them, and they change no text.
+    store: Annotated[Any, Ignored()] = None
+    metadata: Annotated[Any, Ignored()] = None
+    service_tier: Annotated[Any, Ignored()] = None
+    safety_identifier: Annotated[Any, Ignored()] = None
+    prompt_cache_key: Annotated[Any, Ignored()] = None
+    priority: Annotated[Any, Ignored()] = None
+    request_id: Annotated[Any, Ignored()] = None
+    spaces_between_special_tokens: Annotated[Any, Ignored()] = None
+    # They would change the text.
+    response_format: Annotated[Any, _LATER] = None
+    guided_regex: Annotated[Any, NotServed("structured output is not there yet")] = None
+    guided_choice: Annotated[Any, NotServed("structured output is not there yet")] = None
+    guided_json: Annotated[Any, NotServed("structured output is not there yet")] = None
+    use_beam_search: Annotated[Any, NotServed("this protocol returns texts as they are drawn", (False,))] = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is a stream."""
+        return bool(self.stream)
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the numbers of tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def count(self) -> int:
+        """The number of texts for each prompt."""
+        return 1 if self.n is None else int(self.n)
+
+
+def check_body(body: OpenAIBody, serving: Serving) -> None:
+    """Checks what the fields cannot check alone.
+
+    Raises:
+        ServerError: What is wrong, with its field.
+    """
+    serving.check_name(body.model)
+    if body.stream_options is not None and not body.streams:
+        raise bad_request("stream_options needs stream: true", "stream_options", "invalid_value")
+    n_vocab = serving.config.n_vocab
+    for field, argument in argument_fields(type(body)).items():
+        value = getattr(body, field)
+        ids = [] if value is None else ARGUMENTS[argument].kind.token_ids(value)
+        for token in ids:
+            if not 0 <= token < n_vocab:
+                message = f"{field}: token id {token} is outside the vocabulary of {n_vocab}"
+                raise bad_request(message, field, "invalid_value")
+
+
+def check_logprobs(count: int | None, field: str, most: int, serving: Serving) -> None:
+    """Raises ServerError where more alternatives are asked for than the server returns."""
+    limit = most if serving.options.max_logprobs is None else serving.options.max_logprobs
+    if count is not None and count > limit:
+        raise bad_request(f"{field} must be at most {limit} on this server, not {count}", field, "invalid_value")
+
+
+def generate_arguments(
+    body: OpenAIBody, serving: Serving, count: int, more: Mapping[str, Any], new_tokens: int
+) -> GenerateArguments:
+    """The arguments of generation that a request means.
+
+    Args:
+        body: The request, checked.
+        serving: The model, whose generation_config.json holds where the request says nothing.
+        count: The number of sequences for each prompt.
+        more: Arguments that the protocol sets itself, {name: value}.
+        new_tokens: The number of new tokens where neither the request nor the model names a limit.
+
+    Raises:
+        RequestError: They do not go together.
+    """
+    given = {**arguments_of(body), **more}
+    given.pop("num_return_sequences", None)
+    drawing = [name for name in given if (needs := ARGUMENTS[name].needs) and "do_sample" in needs.any_of]
+    if given.get("temperature") == 0:
+        if count > 1:
+            raise bad_request(
+                f"temperature 0 takes the most likely tokens, so that all of {count} texts would be the same: ask for "
+                "one",
+                "n",
+                "invalid_value",
+            )
+        given = {name: value for name, value in given.items() if name not in drawing}
+        given["do_sample"] = False
+    elif drawing or count > 1:
+        given["do_sample"] = True
+    if given.get("top_k") == -1:
+        given["top_k"] = 0
+    if body.ignore_eos:
+        given["eos_token_id"] = []
+    if count > 1:
+        given["num_return_sequences"] = count
+    own = serving.pipeline.settings
+    below = {name: value for name, value in own.arguments.items() if ARGUMENTS[name].panel not in _NOT_FROM_MODEL}
+    options = GenerateArguments.parse(given, settings=ModelSettings({**_DEFAULTS, **below}, {}, own.source))
+    return dataclasses.replace(options, origin=dataclasses.replace(options.origin, new_tokens=new_tokens))
+
+
+def truncation(body: OpenAIBody, serving: Serving) -> int | None:
+    """The number of a prompt's last tokens that are kept; None keeps all. -1 stands for the model's context."""
+    if body.truncate_prompt_tokens == -1:
+        return serving.config.n_ctx
+    return None if body.truncate_prompt_tokens is None else int(body.truncate_prompt_tokens)
+
+
+def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
+    """The numbers of tokens, as OpenAI writes them."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": new_tokens,
+        "total_tokens": prompt_tokens + new_tokens,
+    }

@@ -1,0 +1,60 @@
+"""The field `prompt` of a completion: a text, several texts, token ids, or several lists of token ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import core_schema
+
+from neo_tf.errors import RequestError
+
+_FORMS = "a text, a list of texts, token ids, or a list of lists of token ids"
+
+
+class Prompts:
+    """Marks the field. Its value becomes a list of prompts, each a text or a list of token ids.
+
+    The check ends at the first item that is wrong: a body of a million of them costs no more.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(_prompts)
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> Any:
+        text = {"type": "string"}
+        ids = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+        forms = [text, {"type": "array", "items": text, "minItems": 1}, ids]
+        forms += [{"type": "array", "items": ids, "minItems": 1}, {"type": "null"}]
+        return {"anyOf": forms, "description": "What is continued. Without it a new document begins."}
+
+
+def _prompts(value: Any) -> list[str | list[int]] | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return [_checked(value)]
+    if not isinstance(value, list):
+        raise RequestError(f"prompt must be {_FORMS}, not {type(value).__name__}")
+    if not value:
+        raise RequestError("prompt is an empty list: give at least one text or token id")
+    first = value[0]
+    if isinstance(first, str) and all(isinstance(text, str) for text in value):
+        return [_checked(text) for text in value]
+    if _are_ids(value):
+        return [value]
+    if isinstance(first, list) and all(isinstance(ids, list) and ids and _are_ids(ids) for ids in value):
+        return value
+    raise RequestError(f"prompt must be {_FORMS}, and this list is none of them")
+
+
+def _checked(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can write half of a surrogate pair
+        raise RequestError("prompt is not a text that UTF-8 can write") from None
+    return text
+
+
+def _are_ids(values: list[Any]) -> bool:
+    return all(type(value) is int for value in values)
