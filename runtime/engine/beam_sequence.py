@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig
 
     from ..device.kv_cache import KVCache
+    from .short_choice import ShortToken
 
 
 class BeamSequence:
@@ -54,6 +55,11 @@ class BeamSequence:
         """The largest number of new tokens that may still come."""
         return self._limit - self._new
 
+    @property
+    def short_rule(self) -> None:
+        """None: beams are ranked by whole rows."""
+        return None
+
     def begin(self) -> None:
         """Starts the request's time."""
         self._clock.begin()
@@ -83,6 +89,10 @@ class BeamSequence:
             self._follow(parents)
         self._held[:, self.cached] = tokens
         self.inputs = tokens.tolist()
+
+    def take_short(self, chosen: "ShortToken") -> None:
+        """Is never called: there is no short_rule."""
+        raise NotImplementedError("beams need whole rows")
 
     def _follow(self, parents: np.ndarray) -> None:
         """Lets the beams' slots hold what their parents' do: a slot stays with one of those that go on from it."""

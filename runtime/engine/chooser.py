@@ -5,21 +5,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neo_tf.errors import RequestError
+from neo_tf.onnx_folder import top_tokens
 
-from ..sampling.processors import make_processors
+from ..sampling.processors import MinLength, make_processors
 from ..sampling.sampler import Sampler
+from ..sampling.short_rows import ShortRule, short_log_probabilities, short_rule
 from ..sampling.warpers import log_softmax, refuse_nan
 from .generation import Generation
 
 if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig
 
+    from .short_choice import ShortToken
+
 
 class Chooser:
     """Chooses the tokens of one request, and keeps what the request asks for.
 
     Call it with float32 [1, n_vocab] for each next token: it returns an int, or None where the logits processors leave
-    no token possible.
+    no token possible. Where `short_rule` says so, the token may be chosen by that rule instead, and `keep_short` told.
 
     Args:
         generation: What comes of the request.
@@ -35,6 +39,8 @@ class Chooser:
             request.sampling, length, longest, request.stop_token_ids, request.min_new_tokens
         )
         self._sampler = Sampler(request.sampling)
+        self._rule = self._make_rule(config)
+        self._short_from = request.min_new_tokens if self._processors else 0  # stop tokens are possible from then on
         if self._processors:
             self._history = np.empty((1, longest), np.int64)  # [1, length so far] is in use
             self._history[0, :length] = request.prompt
@@ -62,6 +68,26 @@ class Chooser:
         if request.output_scores:
             generation.add_scores(self._whole(drawn_by, ids, logits.shape[1]))
         return token
+
+    @property
+    def short_rule(self) -> ShortRule | None:
+        """How the next token is chosen from the most likely ones alone; None where the whole row is needed."""
+        return self._rule if len(self._generation.tokens) >= self._short_from else None
+
+    def keep_short(self, chosen: "ShortToken") -> None:
+        """Keeps what the request asks for of a token that was chosen by `short_rule`."""
+        count = self._request.logprobs
+        if count is not None:
+            found = short_log_probabilities(chosen.ids, chosen.logprobs, chosen.token, count)
+            self._generation.add_logprob(*found)
+
+    def _make_rule(self, config: "GPTNeoConfig") -> ShortRule | None:
+        request = self._request
+        whole = request.output_logits or request.output_scores
+        if whole or not all(isinstance(one, MinLength) for one in self._processors):
+            return None
+        width = top_tokens(config)
+        return short_rule(request.sampling, self._sampler.generator, request.logprobs, width, config.n_vocab)
 
     def see_prompt(self, past: int, logits: np.ndarray) -> None:
         """Keeps the log-probabilities of the prompt's tokens that follow some of its positions.

@@ -2,7 +2,8 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from .prefix_cache import PrefixCache
 from .request import Request
 from .row_ranges import row_ranges
 from .sequence import RunningSequence, SingleSequence
+from .short_choice import Row, choose_short_rows
 from .slots import Slots
 from .turns import Turns
 
@@ -244,14 +246,19 @@ class Engine:
         # A moved text is there twice for a moment.
         if not (self._waiting or self._prefilling or self.slots.tight) and self.session.device == "cpu":
             self._close_ranks()
-        logits = self._run_rows()
+        rows = self._run_rows()
+        short = choose_short_rows(self._running, rows, self.config.n_vocab)
         for sequence in list(self._running):
             sequence.cached += 1
-            rows = [logits[slot] for slot in sequence.slots]
-            self._choose(sequence, rows[0][None] if len(rows) == 1 else np.stack(rows))
+            if sequence in short:
+                self._go_on(sequence, partial(sequence.take_short, short[sequence]))
+                continue
+            with self._failing([sequence]):
+                logits = [rows[slot].logits for slot in sequence.slots]
+                self._choose(sequence, logits[0][None] if len(logits) == 1 else np.stack(logits))
 
-    def _run_rows(self) -> dict[int, np.ndarray]:
-        """Decodes the next token of every running slot: {slot: float32 [n_vocab]}."""
+    def _run_rows(self) -> dict[int, Row]:
+        """Decodes the next token of every running slot: {slot: its row}."""
         rows: dict[int, tuple[RunningSequence, int]] = {}
         for sequence in self._running:
             for slot, token in zip(sequence.slots, sequence.inputs, strict=True):
@@ -260,22 +267,25 @@ class Engine:
         idle = {one.slots[0]: one.cached for one in self._prefilling}
         cache = self.session.cache
         held = [slot for slot, cached in idle.items() if not cache.can_idle(cached)]
-        logits: dict[int, np.ndarray] = {}
+        decoded: dict[int, Row] = {}
         for first, end in row_ranges(sorted(rows), held, cache.slots, self.session.in_pairs):
             tokens = np.zeros(end - first, np.int64)
             past = np.zeros(end - first, np.int64)
+            inverse_temperatures = np.ones(end - first, np.float32)
             running = []
             for slot in range(first, end):
                 if slot in rows:
                     sequence, tokens[slot - first] = rows[slot]
                     past[slot - first] = sequence.cached
+                    if rule := sequence.short_rule:
+                        inverse_temperatures[slot - first] = 1 / rule.temperature
                     running.append(sequence)
                 else:
                     past[slot - first] = idle.get(slot, 0)
             with self._failing(dict.fromkeys(running)):
-                decoded = self.session.decode(first, tokens, past)
-                logits |= {slot: decoded.logits(slot - first) for slot in rows if first <= slot < end}
-        return logits
+                step = self.session.decode(first, tokens, past, inverse_temperatures)
+                decoded |= {slot: Row(step, slot - first) for slot in range(first, end)}
+        return decoded
 
     def _decode_guessed(self, sequence: RunningSequence) -> bool:
         """Runs the one sequence's next token together with guesses of those after it; False without guesses."""
@@ -300,10 +310,14 @@ class Engine:
             sequence.slots[sequence.slots.index(source)] = target
 
     def _choose(self, sequence: RunningSequence, logits: np.ndarray, guessed: list[int] | None = None) -> None:
-        """Takes the next tokens, and ends the request where that is due."""
+        """Takes the next tokens from their logits, and ends the request where that is due."""
+        self._go_on(sequence, partial(sequence.take, logits, guessed or ()))
+
+    def _go_on(self, sequence: RunningSequence, take: Callable[[], None]) -> None:
+        """Lets a sequence take what was decoded, and ends the request where that is due."""
         generation = sequence.generation
         try:
-            sequence.take(logits, guessed or ())
+            take()
         except Exception as error:  # of a function of the request's own
             self._fail(generation, error)
             return

@@ -13,6 +13,9 @@ from .stopping import Stopping
 if TYPE_CHECKING:
     from neo_tf.config import GPTNeoConfig
 
+    from ..sampling.short_rows import ShortRule
+    from .short_choice import ShortToken
+
 
 class RunningSequence(Protocol):
     """What the engine runs: one request, in a slot of its own or, with beams, in several.
@@ -24,6 +27,7 @@ class RunningSequence(Protocol):
         keys: Its prompt's keys for the prefix cache.
         inputs: For each slot the token to run next.
         left: The largest number of new tokens that may still come.
+        short_rule: How the next token is chosen from the most likely ones alone; None where whole rows are needed.
     """
 
     generation: Generation
@@ -36,6 +40,9 @@ class RunningSequence(Protocol):
 
     @property
     def left(self) -> int: ...  # noqa: D102
+
+    @property
+    def short_rule(self) -> "ShortRule | None": ...  # noqa: D102
 
     def begin(self) -> None:
         """Starts the request's time: its prefill begins."""
@@ -57,6 +64,9 @@ class RunningSequence(Protocol):
         Raises:
             Exception: Whatever a function of the request's own raises.
         """
+
+    def take_short(self, chosen: "ShortToken") -> None:
+        """Goes on with a token that was chosen by `short_rule`; otherwise as `take`."""
 
 
 class SingleSequence:
@@ -92,6 +102,11 @@ class SingleSequence:
         """The largest number of new tokens that may still come."""
         return self._limit - len(self.generation.tokens)
 
+    @property
+    def short_rule(self) -> "ShortRule | None":
+        """See Chooser."""
+        return self._chooser.short_rule
+
     def begin(self) -> None:
         """Starts the request's time."""
         self._stopping.begin()
@@ -111,18 +126,27 @@ class SingleSequence:
 
     def take(self, logits: np.ndarray, guessed: Sequence[int] = ()) -> None:
         """Chooses tokens until the request ends, or a token is not the one that was guessed."""
-        request = self.generation.request
         kept = 0
         for row in range(len(logits)):
             token = self._chooser(logits[row : row + 1])
-            text = self._stopping(token)
-            if request.on_token and token is not None:
-                request.on_token(token)
-            if request.on_text:
-                request.on_text(text)
+            self._add(token)
             if self.generation.finish_reason or row == len(guessed) or token != guessed[row]:
                 break
             kept += 1
         self.cached += kept  # guesses that held stay in the cache
         if self._lookup and guessed:
             self._lookup.held(len(guessed), kept)
+
+    def take_short(self, chosen: "ShortToken") -> None:
+        """Goes on with a token that was chosen by `short_rule`."""
+        self._chooser.keep_short(chosen)
+        self._add(chosen.token)
+
+    def _add(self, token: int | None) -> None:
+        """Adds a token, or ends the request where there is none, and tells the request's own functions."""
+        request = self.generation.request
+        text = self._stopping(token)
+        if request.on_token and token is not None:
+            request.on_token(token)
+        if request.on_text:
+            request.on_text(text)

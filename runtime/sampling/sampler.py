@@ -19,11 +19,14 @@ class Sampler:
 
     Args:
         options: How the next token is chosen.
+
+    Attributes:
+        generator: The random generator; None where nothing is drawn.
     """
 
     def __init__(self, options: SamplingOptions) -> None:
         self._warpers = make_warpers(options)
-        self._generator = np.random.default_rng(options.seed) if options.do_sample else None
+        self.generator = np.random.default_rng(options.seed) if options.do_sample else None
 
     def __call__(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Chooses tokens.
@@ -36,9 +39,9 @@ class Sampler:
             scores' columns, int [n], or None where no column was left out.
         """
         scores, ids = warp(self._warpers, scores)
-        if self._generator is not None:
+        if self.generator is not None:
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            tokens = draw(weights, self._generator.random(len(weights)))
+            tokens = draw(weights, self.generator.random(len(weights)))
         else:
             tokens = np.argmax(scores, axis=-1)
         return tokens if ids is None else ids[tokens], scores, ids

@@ -18,7 +18,7 @@ def choose(logits, *, prompt=(7, 8, 9), stops=(), least=0, kept=(), **options):
     """What came of a request after one token was chosen from each row of logits."""
     request = Request(list(prompt), 50, least, stops, SamplingOptions(**options), **dict(kept))
     generation = Generation(request)
-    chooser = Chooser(generation, SimpleNamespace(n_ctx=100))
+    chooser = Chooser(generation, SimpleNamespace(n_ctx=100, n_vocab=len(logits[0])))
     for row in logits:
         token = chooser(row[None])
         if token is None:
@@ -109,7 +109,7 @@ def test_the_last_token_of_the_context_may_be_forced():
     """Without a limit of its own, a generation's last token is the context's."""
     request = Request([7, 8, 9], None, 0, STOPS, SamplingOptions(forced_eos_token_id=41))
     generation = Generation(request)
-    chooser = Chooser(generation, SimpleNamespace(n_ctx=10))
+    chooser = Chooser(generation, SimpleNamespace(n_ctx=10, n_vocab=200))
     for row in np.repeat(scores("random", rows=1), 7, axis=0):
         generation.add_token(chooser(row[None]))
     assert generation.tokens[-1] == 41 and 41 not in generation.tokens[:-1]
