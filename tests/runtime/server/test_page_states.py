@@ -265,6 +265,13 @@ def test_an_error_inside_a_stream_shows(page):
     assert written(page) == " upon"
 
 
+def test_a_text_that_the_servers_filter_withheld_says_so(page):
+    answer(page, events(("", []), finish="content_filter"))
+    page.click("#generate")
+    expect(page.locator(".note-line")).to_have_text("Withheld by the server's filter")
+    expect(page.get_by_role("button", name="Keep sample 1")).to_be_hidden()
+
+
 def test_a_refused_value_is_shown_at_its_field(page):
     answer(page, (400, "top_k must be smaller", {}, "top_k"))
     page.click("#generate")
