@@ -189,6 +189,21 @@ def test_closing_the_page_frees_the_slots(context, server):
     wait_for(lambda: server.serving.admission.active == 0, seconds=3)
 
 
+def test_a_server_that_ends_says_so_and_still_shows_the_page(page, server):
+    server.serving.admission.draining = True
+    try:
+        page.click("#generate")
+        expect(page.locator(".sample[data-state=failed]")).to_have_count(2)
+        expect(page.locator(".note-line").first).to_have_text("The server is shutting down")
+        page.reload()
+        expect(page.locator("#form-error")).to_have_text("The server is shutting down")
+    finally:
+        server.serving.admission.draining = False
+    page.fill("#prompt", PROMPT)
+    page.click("#generate")  # the model's name comes with it
+    expect(page.locator(".sample[data-state=done]")).to_have_count(2)
+
+
 def test_a_stop_string_ends_the_text_before_it(page):
     page.locator("#more summary").click()
     page.fill("#stop-strings", "\\n")
