@@ -7,10 +7,13 @@ BIN := $(VENV)/bin
 PEERS := .peers
 LATEST := .venv-latest
 UPDATE := .update
+# PyTorch for CUDA is there, too. On a machine that has all of it already: make gpu GPU_PYTHON=python3
+GPU := .venv-gpu
+GPU_PYTHON := $(GPU)/bin/python
 MODEL := tests/fixtures/tiny-python
 PROMPT ?= def read_lines(path):
 
-.PHONY: help demo test lint types peers lock update latest clean
+.PHONY: help demo test gpu lint types peers lock update latest clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -27,6 +30,12 @@ test: $(VENV)/.test peers ## style, types and the whole suite
 	$(BIN)/ruff format --check .
 	$(MAKE) types
 	$(BIN)/python -m pytest
+
+# Only what looks for a driver needs no installation; whether a GPU starts is seen by starting a session on it.
+gpu: ## all that only a GPU can tell, in 10 minutes, with a report in build/gpu; ends with 2 where no GPU starts
+	@$(PYTHON) tests/gpu/start.py --driver
+	@if [ "$(GPU_PYTHON)" = "$(GPU)/bin/python" ]; then $(MAKE) $(GPU)/.done; fi
+	$(GPU_PYTHON) tests/gpu/suite.py --report build/gpu
 
 lint: $(VENV)/.test ## corrects the style, and checks the types
 	$(BIN)/ruff check --fix .
@@ -78,6 +87,14 @@ $(VENV)/.test: requirements/test.txt requirements/torch.txt requirements/torch-c
 	$(call install-torch,$(VENV))
 	$(call install-project,$(VENV))
 	touch $@ $(VENV)/.demo
+
+$(GPU)/.done: requirements/build.txt requirements/test.txt requirements/torch.txt setup.py
+	$(PYTHON) -m venv $(GPU)
+	$(call install,$(GPU),build)
+	$(call install,$(GPU),test)
+	$(call install,$(GPU),torch)
+	$(call install-project,$(GPU))
+	touch $@
 
 # Other runtimes, each in an environment of its own: they want other versions than the tests. Where one cannot be
 # installed, its tests are skipped with the reason, which is the end of its log; the next run tries again.

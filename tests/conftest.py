@@ -16,6 +16,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import neo_tf
+from tests.gpu.start import why_no_gpu
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GOLDEN = FIXTURES / "golden"
@@ -90,6 +91,14 @@ def _split(prompt, output, padding):
     start = int((prompt != padding).sum())
     end = int((output != padding).sum())
     return output[:start].tolist(), output[start:end].tolist()
+
+
+@pytest.fixture(scope="session")
+def gpu():
+    """Skips a test where no GPU starts, with the reason: only starting a session tells."""
+    why = why_no_gpu()
+    if why:
+        pytest.skip(f"no GPU starts here: {why}")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import json
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from conftest import GOLDEN, GOLDEN_NAMES, TINY_PYTHON
 from cuda_kernels import CUDA_KERNELS, without_kernel
@@ -23,7 +22,6 @@ from neo_tf.evaluation.verify import verify
 from neo_tf.runtime.device.session import Session
 from tests.export.test_precision import nll
 
-HERE = any(device.ep_name == "CUDAExecutionProvider" for device in onnxruntime.get_ep_devices())
 # In these models the host computes shapes: see docs/precisions.md.
 SHAPED_BY_THE_HOST = ("attn-mix", "mem-kv")
 
@@ -160,9 +158,8 @@ def test_bf16_on_the_cpu_is_one_line(tmp_path):
         Session(tmp_path / "onnx", device="cpu")
 
 
-@pytest.mark.skipif(not HERE, reason="no GPU")
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "int4"])
-def test_the_session_places_every_node_on_the_gpu(precision, tmp_path):
+def test_the_session_places_every_node_on_the_gpu(precision, gpu, tmp_path):
     neo_tf.export_onnx(TINY_PYTHON, tmp_path / "onnx", precision, target="cuda")
     placed = Session(tmp_path / "onnx", device="cuda").placement
     assert placed.keys() == {"CUDAExecutionProvider"}
