@@ -13,11 +13,11 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 
 def browser_path():
-    """The system's Chromium; skips the tests, with the reason, where it or the package playwright is missing."""
+    """The system's Chromium; a module that calls it is skipped, with the reason, where it or playwright is missing."""
     pytest.importorskip("playwright", reason="the page's tests need the package playwright: it is in the extra test")
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
-        pytest.skip("the page's tests need a Chromium: apt-get install chromium")
+        pytest.skip("the page's tests need a Chromium: apt-get install chromium", allow_module_level=True)
     return found
 
 
