@@ -112,7 +112,7 @@ class Number(Kind):
         try:
             float(value)
         except OverflowError:  # a whole number of more than 308 digits
-            raise RequestError(f"{name} must be a number that a float can hold, not a larger one") from None
+            raise RequestError(f"{name} must be a number that a float can hold, and this one is too large") from None
         # NaN compares as False: it is outside of all limits.
         allowed = (
             (self.least is None or value >= self.least)

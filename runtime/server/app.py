@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 import neo_tf
 from neo_tf.errors import RequestError
 
-from . import openai_completions, operations, page_routes
+from . import not_served, openai_chat, openai_completions, operations, page_routes, tokens
 from .errors import ClientGoneError, ServerError, error_of, openai_form
 from .field_errors import field_error
 from .middleware import Entrance
@@ -46,13 +46,54 @@ class Protocol:
 PROTOCOLS = (
     Protocol(page_routes.router, open_paths=page_routes.page_paths(), always_open=page_routes.page_paths()),
     Protocol(openai_completions.router),
+    Protocol(openai_chat.router),
+    Protocol(not_served.router),
+    Protocol(tokens.router),
     Protocol(
         operations.router,
         open_paths=frozenset(("/health", "/ready")),
         always_open=frozenset(("/health", "/ready", "/metrics", "/version")),
     ),
 )
+_MAYBE_TEXT = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+_ERROR = {
+    "description": "An error, such as 400 with the field that is wrong",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "error": {
+                        "type": "object",
+                        "properties": {
+                            "message": {"type": "string"},
+                            "type": {"type": "string"},
+                            "param": _MAYBE_TEXT,
+                            "code": _MAYBE_TEXT,
+                        },
+                    }
+                },
+            }
+        }
+    },
+}
 _DOCS = frozenset(("/docs", "/openapi.json"))
+
+
+class _App(FastAPI):
+    """FastAPI, whose schema says how errors are answered here: not with its own 422."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI schema."""
+        if self.openapi_schema is None:
+            schema = super().openapi()
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+                    operation["responses"]["default"] = _ERROR
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schema.get("components", {}).get("schemas", {}).pop(unused, None)
+        return self.openapi_schema or {}
 
 
 def create_app(serving: Serving, protocols: Sequence[Protocol] = PROTOCOLS) -> ASGIApp:
@@ -68,7 +109,7 @@ def create_app(serving: Serving, protocols: Sequence[Protocol] = PROTOCOLS) -> A
         yield
         await asyncio.to_thread(serving.close)
 
-    app = FastAPI(title="neo-tf", version=neo_tf.__version__, lifespan=lifespan, redoc_url=None)
+    app = _App(title="neo-tf", version=neo_tf.__version__, lifespan=lifespan, redoc_url=None)
     app.state.serving = serving
     for protocol in protocols:
         app.include_router(protocol.router)

@@ -47,6 +47,7 @@ class CompletionBody(OpenAIBody):
         Any,
         Checked(Whole(least=1), "Draw this number of texts, and return the n whose tokens are the likeliest."),
     ] = None
+    add_special_tokens: Annotated[Any, Argument("add_special_tokens")] = None
     suffix: Annotated[Any, NotServed("the model writes what follows a text, and cannot fill a gap")] = None
 
 

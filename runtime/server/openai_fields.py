@@ -61,7 +61,6 @@ class OpenAIBody(BaseModel):
     ignore_eos: bool | None = None
     include_stop_str_in_output: Annotated[Any, Argument("include_stop_str_in_output")] = None
     skip_special_tokens: Annotated[Any, Argument("skip_special_tokens")] = None
-    add_special_tokens: Annotated[Any, Argument("add_special_tokens")] = None
     prompt_logprobs: Annotated[Any, Argument("prompt_logprobs")] = None
     truncate_prompt_tokens: Annotated[
         Any,

@@ -140,7 +140,7 @@ class Serving:
         if last is not None and len(ids) > last:
             ids = ids[-last:]
             requests = self.pipeline.requests(ids, options)
-        self._check_prompt(ids, prompt_field)
+        self.check_ids(ids, prompt_field)
         new = requests[0].max_new_tokens or 1
         if len(ids) + new > self.config.n_ctx + 1:  # the last token is not run, and needs no position
             raise bad_request(
@@ -156,7 +156,8 @@ class Serving:
             self.service.check(request)
         return requests
 
-    def _check_prompt(self, ids: Sequence[int], field: str) -> None:
+    def check_ids(self, ids: Sequence[int], field: str) -> None:
+        """Raises ServerError, which names the field, where a token id is outside the vocabulary."""
         for place, token in enumerate(ids):
             if not 0 <= token < self.config.n_vocab:
                 told = f"token id {token} at position {place} is outside the vocabulary of {self.config.n_vocab}"

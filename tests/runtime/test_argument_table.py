@@ -88,7 +88,7 @@ def limits(kind):
     if isinstance(kind, Whole):
         outside = [kind.least - 1] + ([] if kind.most is None else [kind.most + 1])
         return [*outside, 1.5, True], [kind.least] + ([] if kind.most is None else [kind.most])
-    outside, inside = [math.nan, "1"], []
+    outside, inside = [math.nan, "1", 10**400], []  # the last one is no float
     for bound, out, allowed in ((kind.least, -math.inf, True), (kind.most, math.inf, True)):
         if bound is not None:
             outside.append(math.nextafter(bound, out))

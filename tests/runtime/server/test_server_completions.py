@@ -9,6 +9,10 @@ import pytest
 from server_helpers import running_server
 
 import neo_tf
+from neo_tf.runtime.argument_kinds import Number, Whole
+from neo_tf.runtime.argument_table import ARGUMENTS
+from neo_tf.runtime.server.fields import argument_fields
+from neo_tf.runtime.server.openai_completions import CompletionBody
 
 PROMPT = "def read_lines(path):"
 SAMPLED = {"max_tokens": 24, "temperature": 0.8, "seed": 11}
@@ -382,11 +386,42 @@ def test_what_does_not_go_together_is_refused(server, body):
     assert server.post("/v1/completions", **body).status_code == 400
 
 
-@pytest.mark.parametrize(("content", "code"), [(b"{", "invalid_json"), (b"[]", "invalid_body"), (b"", "missing_field")])
-def test_bodies_that_are_no_object(server, content, code):
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"{", "invalid_json"),
+        (b"[]", "invalid_body"),
+        (b"", "missing_field"),
+        (b"\xff", None),
+        (b"[" * 200_000, None),
+        (b'{"seed": ' + b"1" * 10_000 + b"}", None),
+        (b'{"prompt": "a", "temperature": NaN}', "invalid_value"),
+        (b'{"prompt": "a", "presence_penalty": Infinity}', "invalid_value"),
+        (b'{"\\ud800": 1}', None),
+    ],
+)
+def test_bodies_that_cannot_be_read(server, content, code):
     with server.client() as client:
         answer = client.post("/v1/completions", content=content, headers={"content-type": "application/json"})
-    assert answer.status_code == 400 and answer.json()["error"]["code"] == code, answer.text
+    assert answer.status_code == 400, answer.text
+    assert code is None or answer.json()["error"]["code"] == code, answer.text
+
+
+def test_the_schema_has_the_ranges_of_the_table_of_arguments(server):
+    with server.client() as client:
+        schema = client.get("/openapi.json").json()
+    fields = schema["components"]["schemas"]["CompletionBody"]["properties"]
+    for field, name in argument_fields(CompletionBody).items():
+        kind = ARGUMENTS[name].kind
+        options = fields[field]["anyOf"]
+        if isinstance(kind, Whole):
+            assert options[0]["type"] == "integer" and options[0].get("minimum") == kind.least, field
+        if isinstance(kind, Number) and kind.most is not None:
+            assert options[0]["maximum"] == kind.most, field
+        assert fields[field]["description"]
+    for path in schema["paths"].values():
+        for operation in path.values():
+            assert "422" not in operation["responses"] and "default" in operation["responses"]
 
 
 def test_numbers_at_the_edge_of_what_is_allowed_are_no_error_of_the_server(server):
