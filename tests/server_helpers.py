@@ -1,6 +1,7 @@
 """A real server on loopback for tests, in a thread of the test's process."""
 
 import contextlib
+import socket
 import time
 from dataclasses import dataclass
 
@@ -61,7 +62,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def running_server(folder, slots=4, step_seconds=0, shutdown_timeout=WAIT, protocols=None, **options):
+def running_server(folder, slots=4, step_seconds=0, shutdown_timeout=WAIT, protocols=None, send_buffer=None, **options):
     """Runs a server over an ONNX folder.
 
     Args:
@@ -70,6 +71,7 @@ def running_server(folder, slots=4, step_seconds=0, shutdown_timeout=WAIT, proto
         step_seconds: Seconds that each step of the engine takes longer, so that there is time to interrupt it.
         shutdown_timeout: See DrainingServer.
         protocols: See create_app.
+        send_buffer: Bytes of an answer that the system takes before its client reads any.
         options: Those of ServerOptions.
     """
     pipeline = TextGenerationPipeline(folder, batch_size=slots, defaults={})
@@ -85,5 +87,8 @@ def running_server(folder, slots=4, step_seconds=0, shutdown_timeout=WAIT, proto
     serving = Serving(pipeline, ServerOptions(**{"names": ("demo", "tiny-python"), **options}))
     app = create_app(serving, *([protocols] if protocols else []))
     server = DrainingServer(app, serving, shutdown_timeout)
-    with bind("127.0.0.1", 0) as bound, server.running(bound):
-        yield Running(address_of(bound), serving, server, steps)
+    with bind("127.0.0.1", 0) as bound:
+        if send_buffer:  # connections inherit it
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        with server.running(bound):
+            yield Running(address_of(bound), serving, server, steps)

@@ -49,7 +49,9 @@ class Chooser:
     def __call__(self, logits: np.ndarray) -> int | None:
         """The next token."""
         request, generation = self._request, self._generation
-        refuse_nan(logits)
+        greedy = not self._processors and self._sampler.generator is None
+        if not greedy:
+            refuse_nan(logits)
         scores = self._process(logits) if self._processors else logits
         if self._processors:
             highest = scores.max()
@@ -61,6 +63,8 @@ class Chooser:
                 np.minimum(scores, np.finfo(np.float32).max, out=scores)
         tokens, drawn_by, ids = self._sampler(scores)
         token = int(tokens[0])
+        if greedy:  # the largest logit, or the first that is not a number
+            refuse_nan(logits[:, token])
         if request.logprobs is not None:
             generation.add_logprob(*log_probabilities(logits[0], token, request.logprobs))
         if request.output_logits:
@@ -77,7 +81,7 @@ class Chooser:
     def keep_short(self, chosen: "ShortToken") -> None:
         """Keeps what the request asks for of a token that was chosen by `short_rule`."""
         count = self._request.logprobs
-        if count is not None:
+        if count is not None and chosen.ids is not None and chosen.logprobs is not None:
             found = short_log_probabilities(chosen.ids, chosen.logprobs, chosen.token, count)
             self._generation.add_logprob(*found)
 

@@ -18,7 +18,7 @@ from .prefix_cache import PrefixCache
 from .request import Request
 from .row_ranges import row_ranges
 from .sequence import RunningSequence, SingleSequence
-from .short_choice import Row, choose_short_rows
+from .short_choice import Row, choose_together
 from .slots import Slots
 from .turns import Turns
 
@@ -247,11 +247,11 @@ class Engine:
         if not (self._waiting or self._prefilling or self.slots.tight) and self.session.device == "cpu":
             self._close_ranks()
         rows = self._run_rows()
-        short = choose_short_rows(self._running, rows, self.config.n_vocab)
+        chosen = choose_together(self._running, rows, self.config.n_vocab)
         for sequence in list(self._running):
             sequence.cached += 1
-            if sequence in short:
-                self._go_on(sequence, partial(sequence.take_short, short[sequence]))
+            if sequence in chosen:
+                self._go_on(sequence, partial(sequence.take_short, chosen[sequence]))
                 continue
             with self._failing([sequence]):
                 logits = [rows[slot].logits for slot in sequence.slots]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .options import SamplingOptions
 
 _BLOCK = 256  # tokens whose weights are added up at once
+LARGEST_SIMPLE_DRAW = 4 * _BLOCK  # weights; more are added up in blocks
 
 
 class Sampler:
@@ -57,7 +58,7 @@ def draw(weights: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     Returns:
         int [batch].
     """
-    if weights.shape[1] <= 4 * _BLOCK:
+    if weights.shape[1] <= LARGEST_SIMPLE_DRAW:
         cumulative = np.cumsum(weights, axis=-1, dtype=np.float64)
         # The first whose cumulative weight exceeds the number: never one of weight 0.
         return np.argmax(cumulative > numbers[:, None] * cumulative[:, -1:], axis=-1)

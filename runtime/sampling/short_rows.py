@@ -23,7 +23,7 @@ WHOLE = -1  # in place of a token: the whole row is needed
 _COLDEST, _HOTTEST = 0.01, 100
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ShortRule:
     """How a token is chosen from a row's most likely ones.
 
@@ -34,7 +34,7 @@ class ShortRule:
         top_p: The probability that they must reach together.
         min_p: How likely each must be, compared with the most likely one.
         epsilon: How likely each must be.
-        logprobs: The number of most likely tokens that the request wants to know.
+        logprobs: The number of most likely tokens that the request wants to know; None for no log-probabilities at all.
     """
 
     generator: np.random.Generator | None = None
@@ -43,7 +43,7 @@ class ShortRule:
     top_p: float = 1.0
     min_p: float = 0.0
     epsilon: float = 0.0
-    logprobs: int = 0
+    logprobs: int | None = None
 
 
 def short_rule(
@@ -54,16 +54,15 @@ def short_rule(
     Args:
         options: How the request's tokens are chosen.
         generator: Its random generator; None without do_sample.
-        logprobs: The number of most likely tokens that it wants to know at temperature 1; None for no
+        logprobs: The number of most likely tokens that it wants to know, at temperature 1; None for no
             log-probabilities at all.
         width: The number of most likely tokens that the graph returns.
         n_vocab: The size of the vocabulary.
     """
-    wanted = min(logprobs or 0, n_vocab)
-    if wanted >= width < n_vocab:
+    if width < n_vocab and logprobs is not None and logprobs >= width:
         return None
     if generator is None:
-        return ShortRule(logprobs=wanted)
+        return ShortRule(logprobs=logprobs)
     if options.typical_p < 1 or options.eta_cutoff or not _COLDEST <= options.temperature <= _HOTTEST:
         return None
     if logprobs is not None and options.temperature != 1:
@@ -74,7 +73,7 @@ def short_rule(
     if not cuts and width < n_vocab:
         return None
     return ShortRule(
-        generator, options.temperature, top_k, options.top_p, options.min_p, options.epsilon_cutoff, wanted
+        generator, options.temperature, top_k, options.top_p, options.min_p, options.epsilon_cutoff, logprobs
     )
 
 
@@ -90,24 +89,22 @@ def choose_short(rules: Sequence[ShortRule], ids: np.ndarray, logprobs: np.ndarr
     Returns:
         int64 [rows]; WHOLE where the tokens are not enough, or where a log-probability is not a number.
     """
-    tokens = np.full(len(rules), WHOLE, np.int64)
-    # Every token at least this likely is known. Beyond the last one there may be others that equal it.
+    # All tokens that are more likely than the last one are there. Others that are not there may equal it.
     last = logprobs[:, -1] if ids.shape[1] < n_vocab else np.full(len(rules), -np.inf, np.float32)
-    wanted = np.array([rule.logprobs for rule in rules])
+    if all(rule.generator is None and not rule.logprobs for rule in rules):
+        return _likeliest(ids, logprobs, last)
+    wanted = np.minimum([rule.logprobs or 0 for rule in rules], ids.shape[1])
     listed = logprobs[np.arange(len(rules)), np.maximum(wanted, 1) - 1]
     enough = (wanted == 0) | (listed > last) | (ids.shape[1] == n_vocab)
     draws = np.array([rule.generator is not None for rule in rules])
+    tokens = np.full(len(rules), WHOLE, np.int64)
     greedy = np.flatnonzero(enough & ~draws)
     if greedy.size:
         tokens[greedy] = _likeliest(ids[greedy], logprobs[greedy], last[greedy])
     drawn = np.flatnonzero(enough & draws)
     if drawn.size:
-        tokens[drawn] = _drawn(
-            [rule for rule, draw_it in zip(rules, enough & draws, strict=True) if draw_it],
-            ids[drawn],
-            logprobs[drawn],
-            last[drawn],
-        )
+        own = [rules[row] for row in drawn.tolist()]
+        tokens[drawn] = _drawn(own, ids[drawn], logprobs[drawn], last[drawn])
     return tokens
 
 

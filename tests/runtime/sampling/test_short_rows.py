@@ -1,10 +1,14 @@
 """Tokens that are chosen from the most likely ones are those that whole rows give, for the same random numbers."""
 
 import numpy as np
+import onnxruntime
 import pytest
+from conftest import GOLDEN, Reference
+from cuda_layout import export_cuda_layout
 from sampling_helpers import scores
 from session_helpers import most_likely
 
+from neo_tf.onnx_folder import DECODER, OnnxFolder
 from neo_tf.runtime.engine.chooser import log_probabilities
 from neo_tf.runtime.sampling.options import SamplingOptions
 from neo_tf.runtime.sampling.sampler import Sampler
@@ -72,6 +76,47 @@ def test_the_same_seed_draws_the_same_tokens(n_vocab, kind):
         assert chosen == 5 * len(options)  # nothing is beyond the most likely tokens
     elif kind != "ties":
         assert chosen > 0.7 * 5 * len(options)
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    """A function from tokens and a temperature to what a real graph that chooses returns after each of the tokens."""
+    folder = OnnxFolder.read(export_cuda_layout(GOLDEN / "vocab-padded", tmp_path_factory.mktemp("layout") / "onnx"))
+    session = onnxruntime.InferenceSession(folder.graph_path("fp32", DECODER), providers=["CPUExecutionProvider"])
+
+    def run(tokens, temperature):
+        caches = (value for value in session.get_inputs() if value.name.startswith("past_key_values"))
+        feeds = {
+            value.name: np.zeros((1, value.shape[1], folder.config.n_ctx, value.shape[3]), np.float32)
+            for value in caches
+        }
+        feeds["input_ids"] = tokens[None]
+        feeds["position_ids"] = np.arange(len(tokens))[None]
+        feeds["seqlens_k"] = np.array([len(tokens) - 1], np.int32)
+        feeds["total_sequence_length"] = np.array(len(tokens), np.int32)
+        feeds["logits_start"] = np.array([0])
+        feeds["inverse_temperature"] = np.full((1, 1, 1), 1 / temperature, np.float32)
+        return [found[0] for found in session.run(["logits", "top_ids", "top_logprobs"], feeds)]
+
+    return run
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=str)
+def test_a_real_graphs_tokens_are_those_of_its_whole_rows(graph, options):
+    """Each position of a golden text, with many seeds."""
+    tokens = Reference.load(GOLDEN / "vocab-padded").inputs[0]
+    logits, ids, logprobs = graph(tokens, options.get("temperature", 1.0) if "do_sample" in options else 1.0)
+    chosen = 0
+    for seed in range(8):
+        own = [SamplingOptions(seed=1000 * seed + row, **options) for row in range(len(tokens))]
+        short, whole = ([Sampler(one) for one in own] for _ in range(2))
+        rules = [rule_of(one, sampler, 320) for one, sampler in zip(own, short, strict=True)]
+        found = choose_short(rules, ids, logprobs, 320)
+        expected = np.array([int(sampler(logits[row : row + 1])[0][0]) for row, sampler in enumerate(whole)])
+        sure = found != WHOLE
+        chosen += sure.mean() / 8
+        np.testing.assert_array_equal(found[sure], expected[sure])
+    assert chosen > (0.1 if {"top_p", "epsilon_cutoff", "min_p"} & set(options) else 0.99)
 
 
 def test_a_row_is_chosen_as_it_is_alone():

@@ -157,8 +157,8 @@ def test_a_body_that_does_not_come_is_408(server):
 
 
 def test_a_client_that_reads_nothing_is_given_up(server):
-    running = server(send_timeout=0.3, slots=8, max_queue=200)
-    scored = {"prompt": [[7] * 480] * 120, "echo": True, "logprobs": 5, "max_tokens": 0, "stream": True}  # many bytes
+    running = server(send_timeout=0.3, slots=8, send_buffer=4096)
+    scored = {"prompt": [[7] * 480] * 8, "echo": True, "logprobs": 5, "max_tokens": 0, "stream": True}  # many bytes
     connection = raw_request(running, scored, receive_buffer=4096)
     running.wait_until(lambda: running.metric("neo_tf_disconnects_total") == 1)
     running.wait_until(lambda: running.serving.admission.active == 0)
