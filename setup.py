@@ -55,7 +55,7 @@ setup(
         "neo_tf.runtime.server",
     ],
     install_requires=BASE,
-    package_data={"neo_tf": ["py.typed"]},
+    package_data={"neo_tf": ["py.typed"], "neo_tf.runtime.server": ["page/*"]},
     extras_require={
         "tensorflow": TENSORFLOW,
         "plot": PLOT,  # of the benchmark
@@ -70,6 +70,7 @@ setup(
             "jsonschema>=4.25",  # judges structured output
             "openai>=3.57",  # a client of the server
             "httpx>=0.28",  # and one that sends what no client would
+            "playwright>=1.65",  # drives the server's page in the system's Chromium
             "pytest>=9",
             "hypothesis>=6.100",
             "torch>=2.13",

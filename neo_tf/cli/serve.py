@@ -75,6 +75,16 @@ def serve(
             metavar="FILE",
         ),
     ] = None,
+    text_filter: Annotated[
+        str | None,
+        _option(
+            _NETWORK,
+            "Let a function of (text, prompt) judge each text before it is sent: it returns the text, another one, or "
+            "None, which withholds it. Streams then wait for the end of the text.",
+            "--filter",
+            metavar="MODULE:FUNCTION",
+        ),
+    ] = None,
     slots: Annotated[
         int, _option(_LIMITS, "Decode this number of sequences at the same time.", min=1, metavar="N")
     ] = 16,
@@ -132,6 +142,7 @@ def serve(
         from neo_tf.runtime.server.logs import set_up_logging
         from neo_tf.runtime.server.serve import DrainingServer, address_of, bind
         from neo_tf.runtime.server.serving import ServerOptions, Serving
+        from neo_tf.runtime.server.text_filter import load_judge
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] == "neo_tf":
             raise
@@ -148,6 +159,7 @@ def serve(
         max_logprobs=max_logprobs,
         keys=_keys(api_keys, no_auth),
         chat_template=_template(chat_template),
+        judge=None if text_filter is None else load_judge(text_filter),
         log_prompts=log_prompts,
     )
     cache_bytes = None if cache_memory is None else size_in_bytes("--cache-memory", cache_memory, least=1)

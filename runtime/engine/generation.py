@@ -19,6 +19,7 @@ class FinishReason(StrEnum):
     TIME = "time"  # max_time
     CANCELLED = "cancelled"  # Engine.cancel
     ERROR = "error"  # Generation.error says which
+    WITHHELD = "content_filter"  # a server's filter did not let the text pass; OpenAI's name for it
 
 
 class Continuation(Protocol):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .admission import Admission
     from .mailbox import Mailbox
     from .metrics import Metrics, Timing
+    from .text_filter import TextFilter
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ class Call:
         submissions: One for each request, in their order.
     """
 
-    def __init__(self, service: Service, mailbox: Mailbox) -> None:
+    def __init__(self, service: Service, mailbox: Mailbox, text_filter: TextFilter | None = None) -> None:
         self.submissions: list[Submission] = []
+        self._filter = text_filter
+        self._filtered: dict[int, Generation] = {}  # what the filter has made of sequences that have ended
         self._service = service
         self._mailbox = mailbox
         self._updates: asyncio.Queue[Update] = asyncio.Queue()
@@ -67,6 +70,7 @@ class Call:
         mailbox: Mailbox,
         metrics: Metrics,
         streams: bool,
+        text_filter: TextFilter | None = None,
     ) -> Call:
         """Submits requests that have been checked. It does not wait.
 
@@ -77,13 +81,14 @@ class Call:
             mailbox: The way into this thread's loop.
             metrics: What is told of their tokens.
             streams: Whether `updates` will be asked for text as it comes.
+            text_filter: Judges their texts before they are sent.
 
         Raises:
             ServerError: They are not taken in; see Admission.take. Or the engine is broken.
         """
         count = sum(request.slots for request in requests)
         admission.take(count)
-        call = cls(service, mailbox)
+        call = cls(service, mailbox, text_filter)
         handed_over = 0  # to a submission, which gives them back when it ends
         try:
             for index, request in enumerate(requests):
@@ -129,10 +134,12 @@ class Call:
             ServerError: One of them failed, or the server ends.
         """
         await self._all_ended.wait()
-        return [self.result(index) for index in range(len(self.submissions))]
+        return [await self._judged(index) for index in range(len(self.submissions))]
 
     async def updates(self) -> AsyncIterator[list[Update]]:
         """Yields what comes, until all sequences have ended: all updates that are there, in their order.
+
+        Where texts are filtered, nothing comes of a sequence before its end, and then all of it.
 
         Raises:
             ClientGoneError, ServerError: See results.
@@ -146,7 +153,7 @@ class Call:
                 if update.ended:
                     left -= 1
                     self.result(update.index)
-            yield updates
+            yield updates if self._filter is None else [await self._whole(each) for each in updates if each.ended]
 
     def result(self, index: int) -> Generation:
         """What came of a sequence that has ended.
@@ -164,6 +171,22 @@ class Call:
         if generation.finish_reason == "cancelled":
             raise self._cut_by or shutting_down()
         return generation
+
+    def generation(self, index: int) -> Generation:
+        """What has come of a sequence so far; where texts are filtered, what the filter has made of it."""
+        return self._filtered.get(index) or self.submissions[index].generation
+
+    async def _judged(self, index: int) -> Generation:
+        generation = self.result(index)
+        if self._filter is None:
+            return generation
+        if index not in self._filtered:
+            self._filtered[index] = await self._filter.apply(generation)
+        return self._filtered[index]
+
+    async def _whole(self, update: Update) -> Update:
+        generation = await self._judged(update.index)
+        return dataclasses.replace(update, text=generation.text, tokens=len(generation.tokens))
 
     # ---- how it ends early
 

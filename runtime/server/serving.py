@@ -20,6 +20,7 @@ from .call import Call
 from .errors import ServerError, bad_request
 from .mailbox import Mailbox
 from .metrics import Metrics
+from .text_filter import Judge, TextFilter
 from .token_texts import TokenTexts
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class ServerOptions:
         max_logprobs: The largest number of alternatives for each token; where None each protocol's own.
         keys: Who may use it; anybody where None.
         chat_template: A Jinja template in place of the model's own.
+        judge: Judges each text before it is sent; see TextFilter.
         log_prompts: Whether prompts are logged.
         body_timeout: Seconds in which a request's body must have come.
         send_timeout: Seconds after which a client that reads nothing of its answer is given up.
@@ -54,6 +56,7 @@ class ServerOptions:
     max_logprobs: int | None = None
     keys: ApiKeys | None = None
     chat_template: str | None = None
+    judge: Judge | None = None
     log_prompts: bool = False
     body_timeout: float = 60
     send_timeout: float = 60
@@ -92,6 +95,7 @@ class Serving:
         self.metrics = Metrics(self.service, pipeline.engine, self.admission)
         self.created = int(time.time())
         self._mailbox: Mailbox | None = None
+        self._text_filter = TextFilter(options.judge, self.tokenizer) if options.judge else None
 
     @property
     def name(self) -> str:
@@ -169,7 +173,9 @@ class Serving:
         loop = asyncio.get_running_loop()
         if self._mailbox is None or self._mailbox.loop is not loop:
             self._mailbox = Mailbox(loop)
-        return Call.start(requests, self.service, self.admission, self._mailbox, self.metrics, streams)
+        return Call.start(
+            requests, self.service, self.admission, self._mailbox, self.metrics, streams, self._text_filter
+        )
 
     def close(self) -> None:
         """Ends all sequences as cancelled, and the engine's thread. It waits for the step that runs."""

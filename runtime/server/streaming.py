@@ -73,7 +73,7 @@ class EventStream(Response):
                 async for updates in call.updates():
                     events: list[str] = []
                     for update in updates:
-                        events += writer.write(update, call.submissions[update.index].generation)
+                        events += writer.write(update, call.generation(update.index))
                     await write(events)
                 await write([*writer.end(await call.results())])
             except ClientGoneError:

@@ -75,6 +75,12 @@ def test_every_file_of_the_wheel_lies_below_neo_tf(wheel):
     assert {name.parts[0] for name in names} == {"neo_tf", f"neo_tf-{neo_tf.__version__}.dist-info"}
 
 
+def test_the_files_of_the_servers_page_are_in_the_wheel(installed):
+    page = ROOT / "runtime" / "server" / "page"
+    for path in page.iterdir():
+        assert (installed / "neo_tf/runtime/server/page" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_every_module_of_the_sources_is_in_the_wheel(installed):
     files = {path.relative_to(installed).as_posix() for path in (installed / "neo_tf").rglob("*.py")}
     expected = set()
