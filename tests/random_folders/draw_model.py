@@ -44,9 +44,21 @@ def random_generation_config(draw, n_vocab):
     if draw.random() < 0.3:
         return None
     settings = _ids(draw, n_vocab) | _some(draw, _penalties(draw, n_vocab), 4) | _some(draw, _sampling(draw), 3)
+    _keep_forced_tokens(settings)
     if draw.random() < 0.3:
         settings["_from_model_config"] = draw.random() < 0.5
     return settings | _some(draw, {"transformers_version": "4.40.0", "of_nobody": 1, "use_cache": False}, 2)
+
+
+def _keep_forced_tokens(settings):
+    """Takes forced tokens out of suppress_tokens: transformers does not load a folder that suppresses all of them."""
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        forced = settings.get(name, [])
+        forced = forced if isinstance(forced, list) else [forced]
+        if "suppress_tokens" in settings:
+            settings["suppress_tokens"] = [token for token in settings["suppress_tokens"] if token not in forced]
+    if settings.get("suppress_tokens") == []:
+        del settings["suppress_tokens"]
 
 
 def _ids(draw, n_vocab):
