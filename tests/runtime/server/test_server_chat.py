@@ -112,12 +112,6 @@ def test_a_template_that_refuses_messages_is_a_bad_request(demo_folder):
     assert answer.status_code == 400 and "only one turn" in answer.json()["error"]["message"]
 
 
-def test_embeddings_are_refused_by_name(client):
-    with pytest.raises(openai.InternalServerError) as told:
-        client.embeddings.create(model="demo", input="x")
-    assert told.value.code == "not_served"
-
-
 # ---- the tokenizer
 
 
