@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from server_helpers import running_server
+from server_helpers import WAIT, running_server
 
 from neo_tf.runtime.device.encoder import Encoder
 
@@ -165,7 +165,7 @@ class HeldEncoder:
 
     def hidden_states(self, token_ids):
         self.texts.append(list(token_ids))
-        self.may_go.acquire()
+        assert self.may_go.acquire(timeout=WAIT)
         return self._encoder.hidden_states(token_ids)
 
 
