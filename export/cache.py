@@ -77,6 +77,28 @@ class Cache:
             self.graph.input(part.past, dtype, ["batch_size", part.heads, past_rows, part.columns])
             self.graph.output(part.present, dtype, ["batch_size", part.heads, present_rows, part.columns])
 
+    def begin(self) -> None:
+        """Lets every row begin with this step, in place of the inputs that say what went before: no cache is declared.
+
+        It makes position_ids, the lengths, and a cache without rows for every layer. Rows are as long as the step.
+        """
+        scope = self.graph.root["begin"]
+        constant = self.graph.constant
+        op = scope.op
+        shape = op("Shape", "input_ids", name="shape")
+        batch = op("Shape", "input_ids", end=1, name="batch")
+        step = op("Squeeze", op("Shape", "input_ids", start=1), name="step")
+        op("Expand", op("Range", constant(0), step, constant(1)), shape, name="positions", out="position_ids")
+        self.total_sequence_length = op("Cast", step, to=INT32, name="total_sequence_length")
+        last = op("Sub", self.total_sequence_length, constant(1, np.int32))
+        self.seqlens_k = op("Expand", last, batch, name="seqlens_k")
+        for part in self.parts:
+            inner = scope[f"h{part.layer}"]
+            empty = inner.op("Concat", batch, constant([part.heads, 0, part.columns]), axis=0)
+            zeros = inner.op("ConstantOfShape", empty)
+            held = zeros if part.kind == "sums" else inner.native(zeros)
+            inner.op("Identity", held, out=part.past)
+
     def read_mask(self) -> None:
         """Derives the lengths from attention_mask, int64 [batch, past + seq], which is 0 where there is no token.
 

@@ -1,4 +1,4 @@
-"""The ONNX twin of neo_tf/model.py: the three graphs of a folder, which share one body."""
+"""The ONNX twin of neo_tf/model.py: the graphs of a folder, which share one body."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import ModelProto, TensorProto
 
-from neo_tf.onnx_folder import top_tokens
+from neo_tf.onnx_folder import HIDDEN_STATES, top_tokens
 from neo_tf.variables import layer_scope
 
 from .builder import Graph, Scope, WeightFile
@@ -112,6 +112,36 @@ def build_prefill(checkpoint: Checkpoint, weight_file: WeightFile, precision: Pr
     return graph.model()
 
 
+def build_encoder(checkpoint: Checkpoint, weight_file: WeightFile, precision: Precision | None = None) -> ModelProto:
+    """Builds encoder.onnx: whole texts without a cache, to the hidden states that the head of the others reads.
+
+    Its weights and kernels are decoder.onnx's own, so that it adds nothing to the data file. Every row begins at
+    position 0, and may be padded at its end: no token sees those after it.
+
+    Inputs:
+        input_ids: int64 [batch, seq], seq <= n_ctx.
+
+    Outputs:
+        last_hidden_state: float32 [batch, seq, embd]; after ln_f, unless the model has none (no_weight_tie).
+
+    Args:
+        checkpoint, weight_file, precision: See model_graph.
+    """
+    config = checkpoint.config
+    graph = Graph("encoder", checkpoint, weight_file, precision)
+    cache = Cache(graph, config, windowed=False, padded=True)
+    graph.input("input_ids", np.int64, ["batch_size", "sequence_length"])
+    graph.output(HIDDEN_STATES, np.float32, ["batch_size", "sequence_length", config.n_embd])
+    cache.begin()
+    h = _layers(graph, config, cache)
+    final = graph.root["ln_f"]
+    if not config.no_weight_tie:
+        h = layer_norm(h, final, config)
+    final.result(final.float32(h), HIDDEN_STATES)
+    _fuse(graph)
+    return graph.model()
+
+
 def _graph_of_runtime(
     name: str, checkpoint: Checkpoint, weight_file: WeightFile, precision: Precision | None
 ) -> tuple[Graph, Cache]:
@@ -197,13 +227,23 @@ def block(x: str, scope: Scope, layer: int, config: GPTNeoConfig, cache: Cache) 
 def _body(graph: Graph, config: GPTNeoConfig, cache: Cache, logits_start: str | None) -> None:
     """Adds the layers to a graph, and the logits from the position logits_start on, int64 [1], unless it is None."""
     root, constant = graph.root, graph.constant
-    h = embed("input_ids", "position_ids", root, config)
-    for layer in range(config.n_layer):
-        scope = Scope(graph, f"/h{layer}", f"/{layer_scope(config, layer)}")
-        h = block(h, scope, layer, config, cache)
+    h = _layers(graph, config, cache)
     if logits_start:
         # [batch, seq, embd] -> [batch, kept, embd] -> [batch, kept, n_vocab]
         h = root["head"].op("Slice", h, logits_start, constant([2**62]), constant([1]))
         unembed(h, root, config)
+    _fuse(graph)
+
+
+def _layers(graph: Graph, config: GPTNeoConfig, cache: Cache) -> str:
+    """Adds the embedding and the layers to a graph; returns [batch, seq, embd]."""
+    h = embed("input_ids", "position_ids", graph.root, config)
+    for layer in range(config.n_layer):
+        scope = Scope(graph, f"/h{layer}", f"/{layer_scope(config, layer)}")
+        h = block(h, scope, layer, config, cache)
+    return h
+
+
+def _fuse(graph: Graph) -> None:
     if graph.precision.target == "cuda":
         graph.nodes = fuse(graph.nodes, graph.initializers)

@@ -15,13 +15,13 @@ from neo_tf.checkpoints.model_files import write_files
 from neo_tf.checkpoints.open import OpenOptions
 from neo_tf.errors import RequestError
 from neo_tf.file_names import CONFIG_FILE, GENERATION_CONFIG_FILE
-from neo_tf.onnx_folder import DATA_FILE, DECODER, MODEL, OPS, PRECISION_TARGETS, PREFILL, graph_files
+from neo_tf.onnx_folder import DATA_FILE, DECODER, ENCODER, MODEL, OPS, PRECISION_TARGETS, PREFILL, graph_files
 from neo_tf.progress import Progress, no_progress
 
 from .builder import WeightFile
 from .calibrate import Calibration
 from .genai import genai_can_run, genai_config
-from .graph import build_decoder, build_model, build_prefill
+from .graph import build_decoder, build_encoder, build_model, build_prefill
 from .precision import Precision, precision_for
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def _build_graphs(
         graphs[files[name, DECODER]] = build_decoder(checkpoint, weights, precision)
         if precision.for_prompts:
             graphs[files[name, PREFILL]] = build_prefill(checkpoint, weights, precision.for_prompts)
+        graphs[files[name, ENCODER]] = build_encoder(checkpoint, weights, precision)
     return graphs
 
 

@@ -14,11 +14,13 @@ from neo_tf.file_names import CONFIG_FILE, TOKENIZER_FILE
 from neo_tf.git_lfs import refuse_pointer
 from neo_tf.json_files import read_json
 
-FORMAT = 4  # changes whenever the runtime needs other graphs or files than before
+FORMAT = 5  # changes whenever the runtime needs other graphs or files than before
 DATA_FILE = "model.onnx_data"  # the weights of all graphs
-# The kinds of graph: one for every runtime, one for our runtime, and one that runs our runtime's prompts.
-MODEL, DECODER, PREFILL = "model", "decoder", "prefill"
+# The kinds of graph: one for every runtime, one for our runtime, one that runs our runtime's prompts, and one that
+# returns hidden states.
+MODEL, DECODER, PREFILL, ENCODER = "model", "decoder", "prefill", "encoder"
 DECODER_FILE = f"{DECODER}.onnx"
+HIDDEN_STATES = "last_hidden_state"  # the output of encoder.onnx
 TOP_TOKENS = 64  # the number of most likely tokens that decoder.onnx for CUDA returns for each row
 
 
@@ -76,7 +78,7 @@ def top_tokens(config: GPTNeoConfig) -> int:
 
 
 def graph_files(
-    precisions: Iterable[str], kinds: Iterable[str] = (MODEL, DECODER, PREFILL)
+    precisions: Iterable[str], kinds: Iterable[str] = (MODEL, DECODER, PREFILL, ENCODER)
 ) -> dict[tuple[str, str], str]:
     """The file names of a folder's graphs, as {(precision, kind): file name}.
 
@@ -235,6 +237,6 @@ class OnnxFolder:
 
         Args:
             precision: One of the folder's precisions.
-            kind: MODEL, DECODER or PREFILL.
+            kind: MODEL, DECODER, PREFILL or ENCODER.
         """
         return self.path / graph_files(self.precisions)[precision, kind]

@@ -122,6 +122,7 @@ RUNTIME_ROOMS = {
     "neo_tf.runtime.argument_table": 1,
     "neo_tf.runtime.guided": 1,
     "neo_tf.runtime.chat_template": 0,
+    "neo_tf.runtime.pooling": 0,
     "neo_tf.runtime.text_pieces": 0,
     "neo_tf.runtime.text_stream": 1,
     "neo_tf.runtime.tokenizer": 2,

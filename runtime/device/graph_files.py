@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from neo_tf.cache_layout import cache_parts
 from neo_tf.errors import CheckpointError, ConfigError, NeoTFError, ProviderError, one_line
-from neo_tf.onnx_folder import DECODER, PREFILL, OnnxFolder, top_tokens
+from neo_tf.onnx_folder import DECODER, ENCODER, HIDDEN_STATES, PREFILL, OnnxFolder, top_tokens
 
 from .element_types import numpy_dtype
 from .providers import create_session, session_options
@@ -75,6 +75,26 @@ class GraphFiles:
         session = self._load(path)
         self._check(path, session, set(_INPUTS), {})
         return self._loaded(session)
+
+    def open_encoder(self) -> InferenceSession:
+        """encoder.onnx.
+
+        Raises:
+            CheckpointError, ConfigError: It is not there, damaged, or of another model.
+            ProviderError: The device does not start.
+        """
+        path = self.folder.graph_path(self.precision, ENCODER)
+        if not path.is_file():
+            raise CheckpointError(
+                f"{self.folder.path}: has no {path.name}, for hidden states: export it again with this neo-tf"
+            )
+        session = self._load(path)
+        n_embd = self.folder.config.n_embd
+        outputs = {value.name: value.shape[-1] for value in session.get_outputs()}
+        inputs = [value.name for value in session.get_inputs()]
+        if inputs != ["input_ids"] or outputs != {HIDDEN_STATES: n_embd}:
+            raise ConfigError(f"{path}: does not turn input_ids into {HIDDEN_STATES} of {n_embd} numbers a token")
+        return session
 
     def _load(self, path: Path) -> InferenceSession:
         options = session_options(self.threads, _SPIN_MICROSECONDS)

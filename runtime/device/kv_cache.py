@@ -139,6 +139,26 @@ class KVCache:
         """Whether a slot of this length may be run along with others: the token that it takes is written over later."""
         return length == 0 or self.room(length) > 0
 
+    def keep(self, slot: int) -> CacheMemory:
+        """A copy of what an idle step of a slot would destroy where can_idle says no; see put_back."""
+        kept = self._allocate([self._fixed(number) for number in range(len(self._parts))], 1)
+        self._memory.copy(self._whole(kept, slot, 0), kept)
+        return kept
+
+    def put_back(self, slot: int, kept: CacheMemory) -> None:
+        """Gives a slot back what keep copied."""
+        kept.copy(self._whole(kept, 0, slot), self._memory)
+
+    def _fixed(self, number: int) -> SlotTensor:
+        """What keep copies of a part: all of a short buffer or of sums, and nothing of one row for each position."""
+        heads, rows, columns = self._tensors[number].shape
+        is_full = self._parts[number].kind == "full"
+        return SlotTensor((heads, 0 if is_full else rows, columns), self._tensors[number].dtype)
+
+    def _whole(self, kept: CacheMemory, source: int, target: int) -> list[RowCopy]:
+        """Copies of all rows of what keep keeps."""
+        return [RowCopy(number, source, 0, target, 0, tensor.shape[1]) for number, tensor in enumerate(kept.tensors)]
+
     def copy(self, source: int, target: int, begin: int, length: int) -> None:
         """Copies the positions from `begin` on from one slot to another. Those before are equal already.
 

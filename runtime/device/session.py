@@ -54,6 +54,7 @@ class Session:
         config: The model's config.
         precision: The precision in use.
         device, device_id: The device in use, "cpu" or "cuda", and its index.
+        threads: The number of the CPU's threads, as above.
         cache: The KVCache.
         buckets: The numbers of slots that decode takes, in ascending order, all from slot 0; empty where it takes any
             neighbouring slots.
@@ -83,6 +84,7 @@ class Session:
         self.config = folder.config
         self.precision = folder.find_precision(precision)
         self.device, self.device_id = choose(device, folder.target)
+        self.threads = threads
         if self.precision == "bf16" and self.device == "cpu":
             raise ProviderError(f"{folder.path}: bf16 has kernels on CUDA alone")
         self.buckets = self._choose_buckets()

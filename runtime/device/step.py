@@ -163,7 +163,10 @@ class Step:
         if not self._constant_total:
             self._total[...] = past.max() + tokens
         self._inputs.push()
-        with _no_garbage_collection() if is_capture else contextlib.nullcontext():
+        if is_capture:
+            with _no_garbage_collection():
+                self._graph.session.run_with_iobinding(self._binding, self._options)
+        else:
             self._graph.session.run_with_iobinding(self._binding, self._options)
         if self._top:
             self._outputs.pull(0, self._outputs.mirror.size)

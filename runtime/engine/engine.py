@@ -293,6 +293,10 @@ class Engine:
         idle = {one.slots[0]: one.cached for one in self._prefilling}
         cache = self.session.cache
         held = [slot for slot, cached in idle.items() if not cache.can_idle(cached)]
+        kept = {}
+        if self.session.in_pairs:  # each row has a partner: these are run along, and get back what that destroys
+            kept = {slot: cache.keep(slot) for slot in held}
+            held = []
         decoded: dict[int, Row] = {}
         for first, end in self._ranges(sorted(rows), held):
             tokens = np.zeros(end - first, np.int64)
@@ -311,6 +315,8 @@ class Engine:
             with self._failing(dict.fromkeys(running)):
                 step = self.session.decode(first, tokens, past, inverse_temperatures)
                 decoded |= {slot: Row(step, slot - first) for slot in range(first, end)}
+        for slot, memory in kept.items():
+            cache.put_back(slot, memory)
         return decoded
 
     def _ranges(self, running: list[int], held: list[int]) -> list[tuple[int, int]]:

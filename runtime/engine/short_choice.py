@@ -1,8 +1,8 @@
 """A decode step's tokens that are chosen together: short rows, and rows on the host that top-k cuts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from .sequence import RunningSequence
 
 
-@dataclass(frozen=True, eq=False)
-class Row:
+class Row(NamedTuple):
     """A row of a decode step.
 
     Args:
@@ -57,7 +56,7 @@ class _Member:
 
 
 def choose_together(
-    sequences: Iterable["RunningSequence"], rows: Mapping[int, Row], n_vocab: int
+    sequences: Sequence["RunningSequence"], rows: Mapping[int, Row], n_vocab: int
 ) -> dict["RunningSequence", ShortToken]:
     """Chooses the tokens of all rows that are chosen together.
 
@@ -70,6 +69,8 @@ def choose_together(
         {sequence: its token}, without those sequences that take their whole rows: as their requests need, or because
         this row's most likely tokens are not enough, or where nothing is gained.
     """
+    if len(sequences) == 1 and rows[sequences[0].slots[0]].decoded.top_ids is None:
+        return {}  # alone, and on the host: nothing is gained
     steps: dict[int, list[_Member]] = {}  # of each DecodedRows; often there is one
     on_host: list[_Member] = []
     for sequence in sequences:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 import neo_tf
 from neo_tf.errors import RequestError
 
-from . import not_served, openai_chat, openai_completions, operations, page_routes, tokens
+from . import openai_chat, openai_completions, openai_embeddings, operations, page_routes, tokens
 from .errors import ClientGoneError, ServerError, error_of, openai_form
 from .field_errors import field_error
 from .middleware import Entrance
@@ -47,7 +47,7 @@ PROTOCOLS = (
     Protocol(page_routes.router, open_paths=page_routes.page_paths(), always_open=page_routes.page_paths()),
     Protocol(openai_completions.router),
     Protocol(openai_chat.router),
-    Protocol(not_served.router),
+    Protocol(openai_embeddings.router),
     Protocol(tokens.router),
     Protocol(
         operations.router,

@@ -14,9 +14,11 @@ from fastapi import Request as HttpRequest
 
 from neo_tf.errors import RequestError
 
+from ..device.encoder import Encoder
 from ..engine.service import Service
 from .admission import Admission
 from .call import Call
+from .embedder import Embedder
 from .errors import ServerError, bad_request
 from .mailbox import Mailbox
 from .metrics import Metrics
@@ -73,6 +75,7 @@ class Serving:
         admission: How many sequences are in the server.
         metrics: What is counted.
         service: The engine in its thread.
+        embedder: What computes hidden states, in a thread of its own.
         created: When it was made, in seconds since 1970.
         texts: What single tokens are written as.
 
@@ -93,6 +96,7 @@ class Serving:
         self.service = Service(pipeline.engine)
         self.admission = Admission(pipeline.session.slots, options.max_queue)
         self.metrics = Metrics(self.service, pipeline.engine, self.admission)
+        self.embedder = Embedder(self._load_encoder, self.admission)
         self.created = int(time.time())
         self._mailbox: Mailbox | None = None
         self._text_filter = TextFilter(options.judge, self.tokenizer) if options.judge else None
@@ -180,7 +184,13 @@ class Serving:
     def close(self) -> None:
         """Ends all sequences as cancelled, and the engine's thread. It waits for the step that runs."""
         self.admission.draining = True
+        self.embedder.close()
         self.service.close()
+
+    def _load_encoder(self) -> Encoder:
+        session = self.pipeline.session
+        device = session.device if session.device == "cpu" else f"{session.device}:{session.device_id}"
+        return Encoder(session.folder, device, session.threads, session.precision)
 
 
 def _of(request: HttpRequest) -> Serving:

@@ -17,7 +17,7 @@ from neo_tf.evaluation.portable_session import PortableSession
 from neo_tf.runtime.device.session import Session
 
 FILES = {
-    *("model.onnx", "decoder.onnx", "model.onnx_data", "config.json", "generation_config.json"),
+    *("model.onnx", "decoder.onnx", "encoder.onnx", "model.onnx_data", "config.json", "generation_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "genai_config.json"),
 }
 
@@ -93,7 +93,7 @@ def test_genai_gets_ids_of_the_vocabulary(tmp_path, eos, pad, expected):
 def test_every_format_gives_the_same_folder(exported, tmp_path, name, to):
     neo_tf.convert(GOLDEN / name, tmp_path / to, to=to)
     neo_tf.export_onnx(tmp_path / to, tmp_path / "onnx")
-    for file in ("model.onnx", "decoder.onnx", "model.onnx_data"):
+    for file in ("model.onnx", "decoder.onnx", "encoder.onnx", "model.onnx_data"):
         assert (tmp_path / "onnx" / file).read_bytes() == (exported(GOLDEN / name) / file).read_bytes(), file
 
 

@@ -100,6 +100,9 @@ def test_standard_input_is_a_prompt(generate, demo_folder):
 
 FLAG = {name: f"--{name.replace('_', '-')}" for name in ARGUMENTS}
 NOT_ON_A_COMMAND_LINE = {
+    "documents",
+    "tokenizer_encode_kwargs",
+    "tools",
     *("streamer", "logits_processor", "output_scores", "output_logits", "pad_token_id"),
     *("truncation", "add_special_tokens", "skip_special_tokens", "clean_up_tokenization_spaces"),
     "continue_final_message",

@@ -239,6 +239,18 @@ def test_a_buffer_cannot_move_after_the_capture(folders, gpus):
         session.decode(0, np.zeros(1, int), np.zeros(1, int))
 
 
+def test_a_total_that_is_less_than_a_rows_length_is_seen(folders, gpus):
+    session = Session(folders["tiny-global-local"], slots=2)
+    last = session.config.n_ctx - 1
+    session.decode(0, np.zeros(2, int), np.array([0, last]))
+    total = session._decoders[0, 2]._total
+    assert total == session.config.n_ctx
+    total.flags.writeable = True
+    total[...] = last
+    with pytest.raises(AssertionError, match="total_sequence_length"):
+        cuda_graph(session)._run(session._decoders[0, 2]._binding)
+
+
 def test_every_thread_decodes_in_the_sessions_own(folders, gpus):
     session = Session(folders["tiny-global-local"], slots=2)
     expected = walk(session, lengths=(5, 9))

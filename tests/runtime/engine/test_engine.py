@@ -594,3 +594,24 @@ def test_on_cuda_no_sequence_moves_within_a_bucket(engine, device):
         [dataclasses.replace(one, max_new_tokens=3 if number < 2 else 60) for number, one in enumerate(requests)]
     )
     assert len(copies) == 2
+
+
+@pytest.mark.parametrize("source, chunk", [(TINY_PYTHON, 64), (GOLDEN / "attn-mix", 8)], ids=["window", "sums"])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_quantised_rows_have_partners_beside_prompts_that_cannot_idle(tmp_path, monkeypatch, source, chunk, precision):
+    """A local layer that is about to drop positions, and sums, would be spoiled by a step of others."""
+    neo_tf.export_onnx(source, tmp_path / "onnx", precision)
+    monkeypatch.setattr("neo_tf.runtime.engine.engine.PREFILL_CHUNK", chunk)
+    session = Session(tmp_path / "onnx", slots=2)
+    config = session.config
+    ids = np.random.default_rng(3).integers(0, config.n_vocab, config.n_ctx)
+    # The first one runs while the second one's prompt comes, chunk by chunk.
+    first, second = Request(ids[:5], 16, output_logits=True), Request(ids[: config.n_ctx - 20], 8, output_logits=True)
+    halves = [length for length in range(chunk, len(second.prompt), chunk) if not session.cache.can_idle(length)]
+    assert halves, "no half of the prompt is one that cannot idle"
+    engine = Engine(session, prefix_cache_bytes=0)
+    together = engine.generate([first, second])
+    for found in together:
+        (alone,) = engine.generate([found.request])
+        assert found.tokens == alone.tokens
+        np.testing.assert_array_equal(found.logits, alone.logits)

@@ -42,8 +42,9 @@ def test_keys_tell_prompts_apart_by_everything_before(exported):
 
 @pytest.mark.parametrize("block", [8, 24, 64])
 @pytest.mark.parametrize("name", MODELS)
-def test_requests_with_one_beginning_are_each_as_if_alone(exported, monkeypatch, name, block):
+def test_requests_with_one_beginning_are_each_as_if_alone(exported, device, monkeypatch, name, block):
     """Prompts that share any part of one text, in any order, in few and many slots."""
+    most_new = 24 if device == "cuda" else 10**6  # the stand-in is slow, and prefixes are what matters
     monkeypatch.setattr("neo_tf.runtime.engine.prefix_cache.BLOCK", block)
     rng = random.Random(name)
     folder = exported(MODELS[name])
@@ -57,7 +58,7 @@ def test_requests_with_one_beginning_are_each_as_if_alone(exported, monkeypatch,
             shared = rng.randint(0, config.n_ctx - 10)
             tail = [rng.randrange(config.n_vocab) for _ in range(rng.randint(1, 8))]
             new = rng.randint(1, config.n_ctx - shared - 8)
-            requests.append(Request(text[:shared] + tail, max_new_tokens=new))
+            requests.append(Request(text[:shared] + tail, max_new_tokens=min(new, most_new)))
         for request, found in zip(requests, engine.generate(requests), strict=True):
             (expected,) = alone.generate([request])
             assert found.tokens == expected.tokens

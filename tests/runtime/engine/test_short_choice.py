@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from cuda_layout import export_cuda_layout
+from cuda_standin import stand_in
 from session_helpers import ChoosingSession
 
 from neo_tf.errors import EngineError
 from neo_tf.runtime.device.session import Session
 from neo_tf.runtime.engine.engine import Engine
 from neo_tf.runtime.engine.request import Request
+from neo_tf.runtime.engine.sequence import SingleSequence
 from neo_tf.runtime.sampling.options import BeamOptions, SamplingOptions
 
 MODEL = GOLDEN / "tiny-global-local"
@@ -63,6 +66,59 @@ def test_a_models_texts_are_those_of_whole_rows(folder):
             assert one == pytest.approx(other, abs=1e-5)
         for one, other in zip(found.logits + found.scores, expected.logits + expected.scores, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+class WholeSession(Session):
+    """A Session whose rows are all whole, though its graph chooses."""
+
+    def decode(self, first, token_ids, past, inverse_temperatures=None):
+        decoded = super().decode(first, token_ids, past)
+        return WholeRows(np.stack([decoded.logits(row) for row in range(len(token_ids))]))
+
+
+class WholeRows:
+    top_ids = top_logprobs = None
+
+    def __init__(self, logits):
+        self._logits = logits
+
+    def logits(self, row):
+        return self._logits[row]
+
+
+@pytest.mark.parametrize(
+    "where", ["cpu", pytest.param("stand-in", marks=pytest.mark.cuda_standin)], ids=["cpu", "stand-in"]
+)
+def test_a_graph_that_chooses_gives_the_texts_of_its_whole_rows(tmp_path, monkeypatch, where):
+    """Exported as for CUDA: all kinds of requests in one batch, each with its seed, on the short and the whole way."""
+    folder = export_cuda_layout(MODEL, tmp_path / "onnx")
+    if where == "stand-in":
+        stand_in(monkeypatch)
+    device = "cpu" if where == "cpu" else "cuda"
+    session = Session(folder, slots=7, device=device)
+    take, take_short = SingleSequence.take, SingleSequence.take_short
+    counts = {"whole": 0, "short": 0}
+
+    def counted(name, function):
+        def call(self, *arguments):
+            counts[name] += 1
+            function(self, *arguments)
+
+        return call
+
+    requests = [request(options, seed) for seed in range(6) for options in (*SHORT, *WHOLE)]
+    expected = Engine(WholeSession(folder, slots=7, device="cpu")).generate(requests)
+    monkeypatch.setattr(SingleSequence, "take", counted("whole", take))
+    monkeypatch.setattr(SingleSequence, "take_short", counted("short", take_short))
+    found = Engine(session).generate(requests)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.tokens == theirs.tokens and ours.finish_reason == theirs.finish_reason, ours.request
+        assert ours.token_logprobs == pytest.approx(theirs.token_logprobs, abs=1e-5)
+        for one, other in zip(ours.top_logprobs, theirs.top_logprobs, strict=True):
+            assert one == pytest.approx(other, abs=1e-5)
+    new = sum(len(one.tokens) for one in found if not one.request.beams)
+    assert counts["short"] + counts["whole"] == new
+    assert min(counts.values()) > 0.2 * new, "one of the ways was hardly taken"
 
 
 @pytest.mark.parametrize("options", SHORT, ids=str)

@@ -1,5 +1,7 @@
 """/v1/chat/completions, and the tokenizer's paths."""
 
+import json
+
 import openai
 import pytest
 from server_helpers import running_server
@@ -96,7 +98,7 @@ def test_a_model_without_a_template_says_so(without_template):
         ("top_logprobs", 2),
         ("tools", [{"type": "function"}]),
         ("chat_template", "{{ 1 }}"),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "xml"}),
         ("temperature", -1),
         ("prompt", "x"),
     ],
@@ -110,12 +112,6 @@ def test_a_template_that_refuses_messages_is_a_bad_request(demo_folder):
     with running_server(demo_folder, chat_template="{{ raise_exception('only one turn') }}") as running:
         answer = running.post("/v1/chat/completions", messages=MESSAGES)
     assert answer.status_code == 400 and "only one turn" in answer.json()["error"]["message"]
-
-
-def test_embeddings_are_refused_by_name(client):
-    with pytest.raises(openai.InternalServerError) as told:
-        client.embeddings.create(model="demo", input="x")
-    assert told.value.code == "not_served"
 
 
 # ---- the tokenizer
@@ -157,3 +153,18 @@ def test_tokenizer_info(server):
 def test_what_the_tokenizer_cannot_take(server, path, body, param):
     answer = server.post(path, **body)
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
+
+
+def test_a_response_format_is_kept_to(server):
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "a_number", "schema": schema}}
+    answer = server.post("/v1/chat/completions", messages=MESSAGES, response_format=wanted, max_tokens=60, seed=3)
+    choice = answer.json()["choices"][0]
+    assert choice["finish_reason"] == "stop", answer.text
+    found = json.loads(choice["message"]["content"])
+    assert found.keys() == {"n"} and isinstance(found["n"], int)
