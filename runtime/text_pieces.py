@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Decode = Callable[[Sequence[int]], str]  # the text of token ids
 
 OPEN = "\ufffd"  # the mark that the first bytes of an unfinished character decode to
+_BYTES_OF_OPEN = "ï¿½"  # its own bytes, as a byte-level vocabulary writes them
 
 # Decoders that turn each token into text on its own, but for the first one, which may lose a space.
 _TOKEN_BY_TOKEN = frozenset(("WordPiece", "Metaspace", "BPEDecoder", "Replace", "ByteFallback"))
@@ -208,9 +209,7 @@ def pieces_of(
     kinds = _decoder_kinds(tokenizer)
     pieces: TextPieces
     if kinds == ["ByteLevel"]:
-        # Where the prompt's author wrote the mark, its ids are those that the mark has.
-        mark = tokenizer.encode(OPEN, add_special_tokens=False).ids
-        pieces = BytePieces(decode, prompt, is_open=list(prompt[-len(mark) :]) != mark)
+        pieces = BytePieces(decode, prompt, is_open=not _ends_with_mark(tokenizer, prompt))
     elif kinds is not None:
         # By its content: a normalizer may have changed an added token's, which then is written.
         special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
@@ -224,6 +223,14 @@ def pieces_of(
     else:
         pieces = WholePieces(decode, decode(prompt))
     return CleanedPieces(pieces) if cleans_up else pieces
+
+
+def _ends_with_mark(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
+    """Whether the bytes of ids end with those of U+FFFD: then somebody wrote it, and no character is unfinished."""
+    added = tokenizer.get_added_tokens_decoder()
+    visible = [index for index in ids if index not in added or not added[index].special]
+    end = "".join(tokenizer.id_to_token(index) or "" for index in visible[-len(_BYTES_OF_OPEN) :])
+    return end.endswith((_BYTES_OF_OPEN, OPEN))
 
 
 def _decoder_kinds(tokenizer: Tokenizer) -> list[str] | None:

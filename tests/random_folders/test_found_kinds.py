@@ -165,3 +165,16 @@ def test_ends_around_a_text_of_vocabulary_and_merges_are_exported(folder, tmp_pa
     assert ids[0] == expected.bos_token_id and ids[-1] == expected.eos_token_id
     assert theirs("def f(x):")["input_ids"] == ours.encode("def f(x):") == ids
     assert theirs.special_tokens_map == expected.special_tokens_map
+
+
+@pytest.mark.parametrize("prefix_space", [False, True])
+@pytest.mark.parametrize("prompt", ["caf\u00e9 \ufffd", "\ufffd\ufffd", "a\ufffd"])
+def test_a_mark_that_the_prompts_author_wrote_is_not_written_again(folder, monkeypatch, prefix_space, prompt):
+    write(folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": prefix_space})
+    add_model(folder)
+    ours, theirs = both(folder, monkeypatch)
+    call = {"do_sample": False, "max_new_tokens": 5, "return_full_text": False}
+    assert ours(prompt, **call) == theirs(prompt, **call)
+    pieces = []
+    (text,) = ours(prompt, **call, streamer=pieces.append)
+    assert "".join(pieces) == text["generated_text"]
