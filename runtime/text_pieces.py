@@ -43,17 +43,17 @@ class BytePieces:
     Args:
         decode: Decodes ids, without special tokens.
         prompt: The ids before the first new one. Their last character may be unfinished.
-        is_open: Whether a mark of an unfinished character at the end of the prompt's text is one. Otherwise the
-            prompt's author wrote it.
+        is_open: Tells, for a prompt whose text ends with the mark of an unfinished character, whether further ids may
+            finish it.
     """
 
-    def __init__(self, decode: Decode, prompt: Sequence[int] = (), is_open: bool = True) -> None:
+    def __init__(self, decode: Decode, prompt: Sequence[int] = (), is_open: Callable[[], bool] = lambda: True) -> None:
         self._decode = decode
         # Ids whose text is not final to its end, and the beginning of their text that was returned.
         self._ids: list[int] = []
         self._shown = ""
         self.before = decode(prompt)
-        if self.before.endswith(OPEN) and is_open:
+        if self.before.endswith(OPEN) and is_open():
             self.before = self.before.removesuffix(OPEN)
             self._ids = list(prompt)
             self._shown = self.before
@@ -209,7 +209,7 @@ def pieces_of(
     kinds = _decoder_kinds(tokenizer)
     pieces: TextPieces
     if kinds == ["ByteLevel"]:
-        pieces = BytePieces(decode, prompt, is_open=not _ends_with_mark(tokenizer, prompt))
+        pieces = BytePieces(decode, prompt, is_open=lambda: _is_unfinished(tokenizer, prompt))
     elif kinds is not None:
         # By its content: a normalizer may have changed an added token's, which then is written.
         special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
@@ -225,12 +225,19 @@ def pieces_of(
     return CleanedPieces(pieces) if cleans_up else pieces
 
 
-def _ends_with_mark(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
-    """Whether the bytes of ids end with those of U+FFFD: then somebody wrote it, and no character is unfinished."""
+def _is_unfinished(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
+    """Whether the mark at the end of the text of ids is that of a character which further ids may finish."""
+    from tokenizers import pre_tokenizers
+
     added = tokenizer.get_added_tokens_decoder()
     visible = [index for index in ids if index not in added or not added[index].special]
     end = "".join(tokenizer.id_to_token(index) or "" for index in visible[-len(_BYTES_OF_OPEN) :])
-    return end.endswith((_BYTES_OF_OPEN, OPEN))
+    if end.endswith((_BYTES_OF_OPEN, OPEN)):  # somebody wrote the mark
+        return False
+    # Where a text is not divided into bytes, or bytes are dropped that the vocabulary lacks, it stays unfinished.
+    divides = tokenizer.pre_tokenizer is not None and b"ByteLevel" in tokenizer.pre_tokenizer.__getstate__()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    return divides and all(tokenizer.token_to_id(byte) is not None for byte in alphabet)
 
 
 def _decoder_kinds(tokenizer: Tokenizer) -> list[str] | None:

@@ -178,3 +178,20 @@ def test_a_mark_that_the_prompts_author_wrote_is_not_written_again(folder, monke
     pieces = []
     (text,) = ours(prompt, **call, streamer=pieces.append)
     assert "".join(pieces) == text["generated_text"]
+
+
+def test_a_character_that_lost_bytes_is_not_written_again(folder, monkeypatch):
+    """The vocabulary has the first byte of an accented letter and not the second one."""
+    tokens = [chr(code) for code in range(0x21, 0x7F)] + ["\u0120", "\u00c3"]
+    bpe = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.save(str(folder / "tokenizer.json"))
+    write(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+    add_model(folder, n_vocab=len(tokens))
+    ours, theirs = both(folder, monkeypatch)
+    call = {"do_sample": False, "max_new_tokens": 5, "return_full_text": False}
+    assert "\ufffd" in theirs.tokenizer.decode(theirs.tokenizer("caf\u00e9")["input_ids"])
+    pieces = []
+    (text,) = ours("caf\u00e9", **call, streamer=pieces.append)
+    assert [text] == theirs("caf\u00e9", **call) and "".join(pieces) == text["generated_text"]
