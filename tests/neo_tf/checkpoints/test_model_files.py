@@ -61,7 +61,8 @@ def source(tmp_path_factory):
 def files_of(folder):
     """The files of a model but its weights and its config, {name: content}."""
     found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    ours = ("model", "decoder", "prefill", "config.json", "checkpoint", "dataset.json", "genai_config.json")
+    graphs = ("model", "decoder", "prefill", "encoder")
+    ours = (*graphs, "config.json", "checkpoint", "dataset.json", "genai_config.json")
     return {name: path.read_bytes() for name, path in found.items() if not name.startswith(ours)}
 
 

@@ -201,6 +201,8 @@ def test_every_answer_and_its_line_in_the_log_have_an_id(server, caplog):
         unsafe = client.get("/health", headers={"x-request-id": "a b"})
         missing = client.get("/nowhere?secret=1")
         text = client.post("/v1/completions", json={"prompt": "a secret prompt", "max_tokens": 1})
+        # A line is written after its answer was sent.
+        running.wait_until(lambda: sum(record.name == "neo_tf.access" for record in caplog.records) >= 4)
     assert given.headers["x-request-id"] == "abc-1.2:3"
     ids = [answer.headers["x-request-id"] for answer in (given, unsafe, missing, text)]
     assert len(set(ids)) == 4 and "a b" not in ids
