@@ -149,6 +149,7 @@ def serve(
         raise MissingExtraError(
             f"neo-tf serve needs {error.name}: install it with `pip install 'neo-tf[server]'`"
         ) from None
+    from neo_tf.hub import tokenizer_path
     from neo_tf.model_cache import resolve_model
     from neo_tf.runtime.pipeline import TextGenerationPipeline
 
@@ -168,10 +169,11 @@ def serve(
     with bind(host, port) as bound:
         _check_public(bound, host, options.keys, no_auth)
         set_up_logging(log_format.value)
-        folder = resolve_model(model, tokenizer, revision, export_progress, moe_policy, chosen, adapter)
+        its_tokenizer = tokenizer_path(tokenizer)
+        folder = resolve_model(model, its_tokenizer, revision, export_progress, moe_policy, chosen, adapter)
         pipeline = TextGenerationPipeline(
             folder,
-            tokenizer,
+            its_tokenizer,
             device,
             slots,
             threads,
