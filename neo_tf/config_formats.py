@@ -323,7 +323,7 @@ def _read_training(params: Mapping[str, Any], left_out: Sequence[str]) -> dict[s
     if params.get("eos_token_id", eos) != eos:
         others["eos_token_id"] = params["eos_token_id"]
     elif eos is None and params["vocab_size"] >= GPT2_VOCAB_SIZE:
-        others["eos_token_id"] = None  # that there is none is said: another format does not take GPT-2's
+        others["eos_token_id"] = None  # written down, so that no other format takes GPT-2's id
     if params.get("bos_token_id", _DEFAULT_EOS) != eos:
         others["bos_token_id"] = params.get("bos_token_id", _DEFAULT_EOS)
     if left_out:

@@ -9,8 +9,9 @@ from pathlib import Path
 from neo_tf.errors import CheckpointError, first_line
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Configs and tokenizers. An adapter beside a whole model is merged into it, so it is always downloaded, too.
-_ALWAYS = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "adapter_model.safetensors", "adapter_model.bin")
+_CONFIGS_AND_TOKENIZER = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+# An adapter beside a whole model is merged into it, so it is always downloaded, too.
+_ALWAYS = (*_CONFIGS_AND_TOKENIZER, "adapter_model.safetensors", "adapter_model.bin")
 _SUBFOLDER = "additional_chat_templates/"  # the only one with files that are read
 # The kinds of weights in order of preference: the first kind that a model has is downloaded. A kind is a tuple of file
 # patterns; a model has the kind when one of its files fits the first or the second pattern.
@@ -47,7 +48,7 @@ def download(hub_id: Path | str, revision: str | None = None) -> Path:
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry; the final error says enough
+    _log_errors_alone()
     hub_id = str(hub_id)
     where = f"{hub_id} at {revision}" if revision else hub_id
     try:
@@ -76,17 +77,20 @@ def tokenizer_path(tokenizer: Path | str | None, revision: str | None = None) ->
         return tokenizer
     from huggingface_hub import snapshot_download
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    _log_errors_alone()
+    wanted = list(_CONFIGS_AND_TOKENIZER)
+    name = str(tokenizer)
     for is_local in (False, True):
         try:
-            return Path(
-                snapshot_download(
-                    str(tokenizer), revision=revision, allow_patterns=list(_ALWAYS[:-2]), local_files_only=is_local
-                )
-            )
+            return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=is_local))
         except Exception as error:  # offline, unreachable, unknown, or no right to read it
             reason = first_line(error)
     raise CheckpointError(f"{tokenizer}: no such tokenizer here, and the hub did not give it: {reason}")
+
+
+def _log_errors_alone() -> None:
+    """Keeps the hub's client from logging every retry: the final error says enough."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def _cached(hub_id: str, revision: str | None) -> Path | None:

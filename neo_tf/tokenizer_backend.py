@@ -78,11 +78,20 @@ def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
     for name in (*TOKENIZER_FILES, CONFIG_FILE, *templates):
         path = folder / name
         if path.is_file():
-            try:
-                files[name] = path.read_bytes()
-            except OSError as error:
-                raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+            files[name] = read_file(path)
     return _with_class(_with_named_file(folder, files))
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a tokenizer's file.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _with_named_file(folder: Path, files: dict[str, bytes]) -> dict[str, bytes]:
@@ -106,7 +115,7 @@ def _with_named_file(folder: Path, files: dict[str, bytes]) -> dict[str, bytes]:
         path = folder / Path(chosen).name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing, but {TOKENIZER_CONFIG_FILE} names it in fast_tokenizer_files")
-        files[TOKENIZER_FILE] = path.read_bytes()
+        files[TOKENIZER_FILE] = read_file(path)
     files[TOKENIZER_CONFIG_FILE] = json.dumps(settings, indent=2).encode()
     return files
 

@@ -194,7 +194,7 @@ class WellFormedText(Text):
     def check(self, name: str, value: Any) -> None:
         """See Kind."""
         super().check(name, value)
-        if not _is_well_formed(value):
+        if not is_well_formed(value):
             raise RequestError(f"{name} must be valid UTF-8 text")
 
 
@@ -208,7 +208,7 @@ class Choices(Texts):
         super().check(name, value)
         if not value:
             raise self.refusal(name, value)
-        if not all(map(_is_well_formed, value)):
+        if not all(map(is_well_formed, value)):
             raise RequestError(f"{name} must be valid UTF-8 texts")
 
 
@@ -505,7 +505,7 @@ def _indices(values: Iterable[Any] | Any) -> list[int] | None:
         return None
 
 
-def _is_well_formed(text: str) -> bool:
+def is_well_formed(text: str) -> bool:
     """Whether a text can be written as UTF-8: lone surrogates cannot."""
     try:
         text.encode()

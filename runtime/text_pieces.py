@@ -194,6 +194,11 @@ def is_byte_level(tokenizer: Tokenizer) -> bool:
     return _decoder_kinds(tokenizer) == ["ByteLevel"]
 
 
+def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids of the special tokens."""
+    return frozenset(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+
+
 def pieces_of(
     tokenizer: Tokenizer, decode: Decode, prompt: Sequence[int], cleans_up: bool, skip_special_tokens: bool = True
 ) -> TextPieces:
@@ -229,8 +234,8 @@ def _is_unfinished(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
     """Whether the mark at the end of the text of ids is that of a character which further ids may finish."""
     from tokenizers import pre_tokenizers
 
-    added = tokenizer.get_added_tokens_decoder()
-    visible = [index for index in ids if index not in added or not added[index].special]
+    special = special_ids(tokenizer)
+    visible = [index for index in ids if index not in special]
     end = "".join(tokenizer.id_to_token(index) or "" for index in visible[-len(_BYTES_OF_OPEN) :])
     if end.endswith((_BYTES_OF_OPEN, OPEN)):  # somebody wrote the mark
         return False

@@ -109,6 +109,7 @@ CONTRACTS = {
     "neo_tf.onnx_folder",
     "neo_tf.progress",
     "neo_tf.sizes",
+    "neo_tf.text_files",
     "neo_tf.tokenizer_backend",
     "neo_tf.tokenizer_classes",
     "neo_tf.variables",

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 import httpx
+import openai
 
 from neo_tf.runtime.pipeline import TextGenerationPipeline
 from neo_tf.runtime.server.app import create_app
@@ -33,6 +34,10 @@ class Running:
 
     def client(self, **options):
         return httpx.Client(base_url=self.url, timeout=WAIT, **options)
+
+    def openai(self, api_key="none", **options):
+        """OpenAI's own client of the server."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, **options)
 
     def post(self, path, **body):
         with self.client() as client:

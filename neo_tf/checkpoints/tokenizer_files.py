@@ -12,7 +12,7 @@ from neo_tf.errors import CheckpointError, ConfigError
 from neo_tf.file_names import MERGES_FILE, TOKENIZER_FILE, UNREAD_TOKENIZER_FILES, VOCAB_FILE
 from neo_tf.hub import tokenizer_path
 from neo_tf.json_files import read_json
-from neo_tf.tokenizer_backend import has_tokenizer, load_tokenizer, read_tokenizer_files
+from neo_tf.tokenizer_backend import has_tokenizer, load_tokenizer, read_file, read_tokenizer_files
 
 DATASET_KEYS = ("tokenizer_path", "eos_id", "padding_id")
 
@@ -40,7 +40,7 @@ def find_tokenizer(
     """
     if explicit is not None:
         path = Path(tokenizer_path(explicit) or explicit)
-        found = read_tokenizer_files(path) if path.is_dir() else {TOKENIZER_FILE: _read(path)}
+        found = read_tokenizer_files(path) if path.is_dir() else {TOKENIZER_FILE: read_file(path)}
         if not has_tokenizer(found):
             raise CheckpointError(f"{explicit}: holds no tokenizer.json, and no vocab.json with merges.txt")
         return _checked(found, explicit, n_vocab)
@@ -134,17 +134,10 @@ def _named_by_dataset(folder: Path, datasets: Any) -> bytes | None:
     # The path may be that of the machine that trained the model: then its last part lies beside the config.
     for path in (folder / Path(name).name, folder / name):  # an absolute `name` replaces the folder
         if path.is_file():
-            return _read(path)
+            return read_file(path)
     raise CheckpointError(
         f"{folder}: the dataset config names the tokenizer {name}, which is not there: use --tokenizer"
     )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _checked(files: dict[str, bytes], source: Path | str, n_vocab: int | None = None) -> dict[str, bytes]:

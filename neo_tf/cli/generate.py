@@ -23,7 +23,7 @@ from neo_tf.cli.shared_options import (
     Revision,
     Threads,
     TokenizerPath,
-    size_in_bytes,
+    optional_size,
 )
 from neo_tf.cli.source import decoded
 from neo_tf.errors import OutputError, RequestError
@@ -139,8 +139,8 @@ def generate(
         precision and precision.value,
         device,
         threads,
-        cache_bytes=_bytes("--cache-memory", cache_memory, least=1),
-        prefix_cache_bytes=_bytes("--prefix-cache-memory", prefix_cache_memory),
+        cache_bytes=optional_size("--cache-memory", cache_memory, least=1),
+        prefix_cache_bytes=optional_size("--prefix-cache-memory", prefix_cache_memory),
         adapter=adapter,
     )
     files = _Files(prompts, input_file, input_format, output, resume, force)
@@ -156,10 +156,6 @@ def generate(
         _show(loader.load(options.slots_of_each), prompts[0], given, options)
     else:
         _run_job(loader, files, prompts, given, options, batch_size, skip_errors)
-
-
-def _bytes(option: str, text: str | None, least: int = 0) -> int | None:
-    return None if text is None else size_in_bytes(option, text, least)
 
 
 @dataclass(frozen=True)

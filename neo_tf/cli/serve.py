@@ -16,6 +16,7 @@ from neo_tf.cli.shared_options import (
     Revision,
     Threads,
     TokenizerPath,
+    optional_size,
     size_in_bytes,
 )
 from neo_tf.errors import MissingExtraError, RequestError
@@ -163,8 +164,8 @@ def serve(
         judge=None if text_filter is None else load_judge(text_filter),
         log_prompts=log_prompts,
     )
-    cache_bytes = None if cache_memory is None else size_in_bytes("--cache-memory", cache_memory, least=1)
-    prefixes = None if prefix_cache_memory is None else size_in_bytes("--prefix-cache-memory", prefix_cache_memory)
+    cache_bytes = optional_size("--cache-memory", cache_memory, least=1)
+    prefixes = optional_size("--prefix-cache-memory", prefix_cache_memory)
     chosen = precision and precision.value
     with bind(host, port) as bound:
         _check_public(bound, host, options.keys, no_auth)
@@ -202,12 +203,9 @@ def _template(path: Path | None) -> str | None:
     if path is None:
         return None
     from neo_tf.runtime.chat_template import check_template
+    from neo_tf.text_files import read_option_file
 
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not valid UTF-8 text"
-        raise RequestError(f"--chat-template {path}: cannot be read: {reason}") from None
+    text = read_option_file("--chat-template", path)
     check_template(text, str(path))
     return text
 

@@ -128,6 +128,11 @@ def whole_numbers(option: str, text: str) -> list[int]:
         raise RequestError(f"{option} must be numbers separated by commas, such as 1,2,4, not {text!r}") from None
 
 
+def optional_size(option: str, text: str | None, least: int = 0) -> int | None:
+    """Does what size_in_bytes does; returns None where no size is given."""
+    return None if text is None else size_in_bytes(option, text, least)
+
+
 def size_in_bytes(option: str, text: str, least: int = 0) -> int:
     """Reads a size such as 2GB.
 

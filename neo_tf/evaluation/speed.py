@@ -18,6 +18,7 @@ from neo_tf.evaluation.machine import memory_bandwidth
 from neo_tf.evaluation.measuring import STEPS, TimedSession, describe_run
 from neo_tf.onnx_folder import OnnxFolder
 from neo_tf.progress import Progress, no_progress
+from neo_tf.runtime.device.buckets import bucket_for
 from neo_tf.runtime.device.machine import physical_cores
 from neo_tf.runtime.engine.engine import PREFILL_CHUNK, Engine
 from neo_tf.runtime.engine.request import Request
@@ -240,7 +241,7 @@ class _SpeedRounds:
     def _steps(self, batch: int, first: int, end: int) -> float:
         """The mean seconds of a decode step of `batch` rows, whose lengths run from `first` to `end`."""
         session = self.session
-        rows = next((size for size in session.buckets if size >= batch), batch)  # as the engine runs them
+        rows = bucket_for(session.buckets, batch)  # as the engine runs them
 
         def steps() -> float:
             start = time.perf_counter()

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 # Tokens of a run without logits, and of one that computes the logits of all its tokens.
 _SILENT = (1, 16, 64, 128, 256, 512)
 _SCORED = (1, 16, 128)
+MOST_SILENT = _SILENT[-1]
 MOST_SCORED = _SCORED[-1]
 
 
@@ -39,6 +40,11 @@ def row_buckets(slots: int) -> tuple[int, ...]:
         sizes.append(size)
         size *= 2
     return (*sizes, slots)
+
+
+def bucket_for(buckets: Sequence[int], rows: int) -> int:
+    """The smallest of these numbers of slots that holds this number of rows; without buckets the rows themselves."""
+    return next((size for size in buckets if size >= rows), rows)
 
 
 def pieces(silent: int, scored: int, room: int) -> Iterator[Piece]:

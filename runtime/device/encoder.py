@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neo_tf.errors import EngineError, ProviderError, RequestError
+from neo_tf.errors import EngineError, RequestError
 from neo_tf.onnx_folder import HIDDEN_STATES, OnnxFolder
 
 from .graph_files import GraphFiles
@@ -50,8 +50,6 @@ class Encoder:
         self.config = folder.config
         self.precision = folder.find_precision(precision)
         device, device_id = choose(device, folder.target)
-        if self.precision == "bf16" and device == "cpu":
-            raise ProviderError(f"{folder.path}: bf16 has kernels on CUDA alone")
         files = GraphFiles(folder, self.precision, device, device_id, threads, captures=False)
         self._graph = files.open_encoder()
 

@@ -36,6 +36,9 @@ class GraphFiles:
         device, device_id: The device that the graphs run on.
         threads: The number of the CPU's threads; ONNX Runtime's choice where None.
         captures: Whether runs can be captured as CUDA graphs.
+
+    Raises:
+        ProviderError: The device has no kernels for the precision.
     """
 
     folder: OnnxFolder
@@ -44,6 +47,10 @@ class GraphFiles:
     device_id: int
     threads: int | None
     captures: bool
+
+    def __post_init__(self) -> None:
+        if self.precision == "bf16" and self.device == "cpu":
+            raise ProviderError(f"{self.folder.path}: bf16 has kernels on CUDA alone")
 
     def open_decoder(self) -> tuple[LoadedGraph, np.dtype]:
         """decoder.onnx, and the type of keys and values.

@@ -59,7 +59,7 @@ class KVCache:
         has_sums: Whether the model has linear attention, whose running sums cannot be cut to a shorter text.
 
     Raises:
-        ProviderError: The GPU's memory does not hold so many slots.
+        ProviderError: The GPU has too little memory for this number of slots.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class KVCache:
         self._memory.copy(copies, self._memory)
 
     def store(self, places: int, tokens: int) -> CacheMemory:
-        """Memory on the same device that has `places` places for so many tokens each; see save and load."""
+        """Memory on the same device: `places` places, each for `tokens` tokens; see save and load."""
         tensors = []
         for tensor, (first, end) in zip(self._tensors, self._spans(0, tokens), strict=True):
             heads, _, columns = tensor.shape
@@ -182,7 +182,7 @@ class KVCache:
         return self._allocate(tensors, places)
 
     def store_bytes(self, tokens: int) -> int:
-        """The bytes of a place for so many tokens."""
+        """The bytes of a place for this number of tokens."""
         spans = zip(self._tensors, self._spans(0, tokens), strict=True)
         return sum(tensor.shape[0] * (end - first) * tensor.row_bytes for tensor, (first, end) in spans)
 

@@ -13,7 +13,7 @@ from neo_tf.onnx_folder import OnnxFolder
 from neo_tf.sizes import readable_bytes
 
 from ..argument_kinds import Whole
-from .buckets import MOST_SCORED, pieces, row_buckets
+from .buckets import MOST_SCORED, MOST_SILENT, pieces, row_buckets
 from .cudart import Cudart
 from .graph_files import GraphFiles
 from .kv_cache import KVCache
@@ -85,8 +85,6 @@ class Session:
         self.precision = folder.find_precision(precision)
         self.device, self.device_id = choose(device, folder.target)
         self.threads = threads
-        if self.precision == "bf16" and self.device == "cpu":
-            raise ProviderError(f"{folder.path}: bf16 has kernels on CUDA alone")
         self.buckets = self._choose_buckets()
         self.graphs = self._choose_graphs(graphs)
         self.thread = OneThread() if self.graphs else None
@@ -264,7 +262,7 @@ class Session:
         config = self.config
         # The activations of a prompt's piece, and a token's logits in several forms, for each slot too.
         logits_bytes = 16 * config.n_vocab
-        working = 512 * 32 * config.n_embd + MOST_SCORED * logits_bytes + _RESERVED
+        working = MOST_SILENT * 32 * config.n_embd + MOST_SCORED * logits_bytes + _RESERVED
         free = Cudart(self.device_id).free_memory()
         room = max(free - working, 0)
         fit = max(room // (slot_bytes + logits_bytes) - 1, 0)  # one is for the shared-prefix cache

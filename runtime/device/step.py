@@ -16,7 +16,7 @@ from neo_tf.errors import EngineError
 from .memory import Block, View, aligned, allocate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import DTypeLike
     from onnxruntime import InferenceSession, RunOptions
@@ -209,8 +209,7 @@ class Step:
         block = allocate(self._graph.device, self._graph.device_id, size)
         return block, {name: View(block, offset, dtype, shape) for name, offset, dtype, shape in places}
 
-    def _bind_view(self, bind: object, name: str, view: View) -> None:
-        assert callable(bind)
+    def _bind_view(self, bind: Callable[..., None], name: str, view: View) -> None:
         bind(name, self._graph.device, self._graph.device_id, view.array.dtype, view.array.shape, view.address)
 
     def _bind_host(self, name: str, value: np.ndarray, constant: bool) -> np.ndarray:

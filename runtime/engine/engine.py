@@ -11,6 +11,7 @@ import numpy as np
 from neo_tf.errors import EngineError, RequestError, one_line
 
 from ..argument_kinds import Whole
+from ..device.buckets import MOST_SILENT, bucket_for
 from ..device.session import QUANTISED
 from .beam_sequence import BeamSequence
 from .generation import FinishReason, Generation
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 # Tokens that a prompt may hold up the running sequences for. Longer chunks are no faster.
 PREFILL_CHUNK = 256
-CUDA_PREFILL_CHUNK = 512
+CUDA_PREFILL_CHUNK = MOST_SILENT
 _WORTH_MOVING = 16  # steps that a sequence must still take for its slot to be changed
 
 
@@ -301,13 +302,15 @@ class Engine:
         for first, end in self._ranges(sorted(rows), held):
             tokens = np.zeros(end - first, np.int64)
             past = np.zeros(end - first, np.int64)
-            inverse_temperatures = np.ones(end - first, np.float32)
+            inverse_temperatures = None  # ones, as long as nobody wants another
             running = []
             for slot in range(first, end):
                 if slot in rows:
                     sequence, tokens[slot - first] = rows[slot]
                     past[slot - first] = sequence.cached
-                    if rule := sequence.short_rule:
+                    if (rule := sequence.short_rule) and rule.temperature != 1:
+                        if inverse_temperatures is None:
+                            inverse_temperatures = np.ones(end - first, np.float32)
                         inverse_temperatures[slot - first] = 1 / rule.temperature
                     running.append(sequence)
                 else:
@@ -322,12 +325,8 @@ class Engine:
     def _ranges(self, running: list[int], held: list[int]) -> list[tuple[int, int]]:
         """The ranges of slots to run: see row_ranges. Where there are buckets, the smallest one that has them all."""
         if self.session.buckets:
-            return [(0, self._bucket(running[-1] + 1))]
+            return [(0, bucket_for(self.session.buckets, running[-1] + 1))]
         return row_ranges(running, held, self.session.cache.slots, self.session.in_pairs)
-
-    def _bucket(self, rows: int) -> int:
-        """The smallest bucket that has so many rows."""
-        return next(size for size in self.session.buckets if size >= rows)
 
     def _decode_guessed(self, sequence: RunningSequence) -> bool:
         """Runs the one sequence's next token together with guesses of those after it; False without guesses."""
@@ -347,7 +346,7 @@ class Engine:
         source = max(sequence.slots)
         if self.session.buckets:
             rows = sum(len(one.slots) for one in self._running)
-            if self._bucket(rows) == self._bucket(source + 1):
+            if bucket_for(self.session.buckets, rows) == bucket_for(self.session.buckets, source + 1):
                 return  # as many rows would run
         target = self.slots.lowest_free
         if target is not None and target < source and sequence.left >= _WORTH_MOVING:

@@ -143,7 +143,7 @@ class SingleSequence:
         self._add(chosen.token)
 
     def _add(self, token: int | None) -> None:
-        """Adds a token, or ends the request where there is none, and tells the request's own functions."""
+        """Adds a token and calls the request's own functions. Without a token the request ends."""
         request = self.generation.request
         text = self._stopping(token)
         if request.on_token and token is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from neo_tf.errors import RequestError
 
-from ..text_pieces import is_byte_level
+from ..text_pieces import is_byte_level, special_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,7 +21,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes | None]:
     if not is_byte_level(tokenizer):
         raise RequestError("guided text needs a tokenizer of byte-level BPE, as GPT-Neo's is, and this one is not")
     byte_of = byte_alphabet()
-    special = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    special = special_ids(tokenizer)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     found: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
     for token, index in vocabulary.items():

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from neo_tf.errors import RequestError
+from neo_tf.text_files import read_option_file
 
 
 class ApiKeys:
@@ -27,12 +28,7 @@ class ApiKeys:
         Raises:
             RequestError: The file cannot be read, or has no key.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not valid UTF-8 text"
-            raise RequestError(f"--api-keys {path}: cannot be read: {reason}") from None
-        lines = [line.strip() for line in text.splitlines()]
+        lines = [line.strip() for line in read_option_file("--api-keys", path).splitlines()]
         keys = [line for line in lines if line and not line.startswith("#")]
         if not keys:
             raise RequestError(f"--api-keys {path}: holds no key: write one on each line")

@@ -202,8 +202,7 @@ class Call:
                 submission.cancel()
 
     async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await disconnected(receive)
         self._cut_by = self._cut_by or ClientGoneError()
         self.cancel()
 
@@ -229,6 +228,12 @@ class Call:
         self._running -= 1
         if not self._running:
             self._all_ended.set()
+
+
+async def disconnected(receive: Receive) -> None:
+    """Waits until the client has disconnected."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _giver(admission: Admission, count: int) -> Callable[[object], None]:

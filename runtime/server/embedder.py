@@ -11,6 +11,7 @@ import numpy as np
 
 from neo_tf.errors import CheckpointError
 
+from .call import disconnected
 from .errors import ClientGoneError, ServerError, shutting_down
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Embedder:
         """
         self._admission.take(1)
         computing = asyncio.create_task(self._all(texts, pool))
-        watching = asyncio.create_task(_disconnected(receive))
+        watching = asyncio.create_task(disconnected(receive))
         try:
             await asyncio.wait((computing, watching), return_when=asyncio.FIRST_COMPLETED)
             if not computing.done():
@@ -89,8 +90,3 @@ class Embedder:
             except CheckpointError as error:
                 raise ServerError(501, f"embeddings are not served: {error}", code="not_served") from None
         return pool(self._encoder.hidden_states(text))
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

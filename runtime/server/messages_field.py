@@ -9,6 +9,8 @@ from pydantic_core import core_schema
 
 from neo_tf.errors import RequestError
 
+from ..argument_kinds import is_well_formed
+
 
 class Messages:
     """Marks the field. In its value every content is one text."""
@@ -45,10 +47,8 @@ def _message(place: int, message: Any) -> dict[str, Any]:
         content = "".join(_part(place, part) for part in content)
     if not isinstance(content, str):
         raise RequestError(f"messages: the content of number {place} must be a text, or a list of parts of text")
-    try:
-        f"{message['role']}{content}".encode()
-    except UnicodeEncodeError:  # JSON can write half of a surrogate pair
-        raise RequestError(f"messages: number {place} is not a text that UTF-8 can write") from None
+    if not is_well_formed(f"{message['role']}{content}"):  # JSON can write half of a surrogate pair
+        raise RequestError(f"messages: number {place} is not a text that UTF-8 can write")
     return {**message, "content": content}
 
 

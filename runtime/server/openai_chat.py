@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import uuid
 from collections.abc import Sequence
@@ -10,17 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ..argument_kinds import Whole
 from .errors import bad_request
 from .fields import Argument, Checked, Ignored, NotServed
 from .messages_field import Messages
-from .openai_fields import OpenAIBody, check_body, check_logprobs, generate_arguments, truncation, usage
+from .openai_answer import OpenAIAnswer, answer
+from .openai_fields import (
+    OpenAIBody,
+    check_body,
+    check_logprobs,
+    finish_reason,
+    generate_arguments,
+    refuse_streamed_prompt_logprobs,
+    truncation,
+    usage,
+)
 from .openai_logprobs import chat_logprobs, prompt_logprobs
-from .openai_stream import OpenAIStream
 from .serving import Served, Serving
-from .streaming import EventStream
 
 if TYPE_CHECKING:
     from ..engine.generation import Generation
@@ -66,17 +73,10 @@ class ChatBody(OpenAIBody):
 @router.post("/chat/completions", summary="Answer a chat")
 async def chat_completions(body: ChatBody, serving: Served, http: HttpRequest) -> Response:
     """Answers a chat, as OpenAI's API does."""
-    chat = await asyncio.to_thread(_Chat, body, serving)
-    serving.log_prompt(http, body.messages)
-    call = serving.start(chat.requests, streams=body.streams)
-    if body.streams:
-        return EventStream(call, chat)
-    async with call.watched(http.receive):
-        generations = await call.results()
-    return JSONResponse(await asyncio.to_thread(chat.whole, generations))
+    return await answer(lambda: _Chat(body, serving), serving, http, body.messages, body.streams)
 
 
-class _Chat(OpenAIStream):
+class _Chat(OpenAIAnswer):
     """One request of /v1/chat/completions: its Requests, and its answer, whole or as events."""
 
     def __init__(self, body: ChatBody, serving: Serving) -> None:
@@ -87,8 +87,7 @@ class _Chat(OpenAIStream):
         check_logprobs(body.prompt_logprobs, "prompt_logprobs", _MOST_LOGPROBS, serving)
         if body.top_logprobs is not None and not body.logprobs:
             raise bad_request("top_logprobs needs logprobs: true", "top_logprobs", "invalid_value")
-        if body.streams and body.prompt_logprobs is not None:
-            raise bad_request("prompt_logprobs cannot be streamed", "prompt_logprobs", "invalid_value")
+        refuse_streamed_prompt_logprobs(body)
         self._body = body
         if None not in (body.max_tokens, body.max_completion_tokens):
             raise bad_request("max_tokens is the older name of max_completion_tokens: give one", "max_tokens")
@@ -103,7 +102,7 @@ class _Chat(OpenAIStream):
         count = (body.top_logprobs or 0) if body.logprobs else None
         self.requests: list[Request] = [dataclasses.replace(request, logprobs=count) for request in found]
 
-    def whole(self, generations: Sequence[Generation]) -> dict[str, Any]:
+    def whole(self, generations: list[Generation]) -> dict[str, Any]:
         """The answer that does not stream."""
         choices = [self._whole_choice(index, generation) for index, generation in enumerate(generations)]
         answer = {**self.head(), "choices": choices, "usage": self.usage(generations)}
@@ -116,22 +115,22 @@ class _Chat(OpenAIStream):
             "index": index,
             "message": {"role": "assistant", "content": generation.text, "refusal": None},
             "logprobs": self._logprobs(generation, 0, len(generation.tokens)),
-            "finish_reason": _finish_reason(generation),
+            "finish_reason": finish_reason(generation),
         }
 
     def choice(self, update: Update, generation: Generation, begin: int, is_first: bool) -> dict[str, Any] | None:
-        """See OpenAIStream."""
+        """See OpenAIAnswer."""
         delta = {"role": "assistant"} if is_first else {}
         if update.text or is_first:
             delta["content"] = update.text
         logprobs = self._logprobs(generation, begin, update.tokens) if update.tokens > begin else None
         if not (delta or logprobs or update.ended):
             return None
-        reason = _finish_reason(generation) if update.ended else None
+        reason = finish_reason(generation) if update.ended else None
         return {"index": update.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
     def usage(self, generations: Sequence[Generation]) -> dict[str, int]:
-        """See OpenAIStream."""
+        """See OpenAIAnswer."""
         return usage(len(self.requests[0].prompt), sum(len(generation.tokens) for generation in generations))
 
     def _logprobs(self, generation: Generation, begin: int, end: int) -> dict[str, Any] | None:
@@ -163,7 +162,3 @@ def chat_prompt(body: ChatBody, serving: Serving) -> list[int]:
         continue_final_message=continues,
         return_dict=False,
     )
-
-
-def _finish_reason(generation: Generation) -> str:
-    return "length" if generation.finish_reason == "time" else str(generation.finish_reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import math
 import uuid
@@ -11,17 +10,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ..argument_kinds import Flag, Whole
 from .errors import bad_request
 from .fields import Argument, Checked, NotServed
-from .openai_fields import OpenAIBody, check_body, check_logprobs, generate_arguments, truncation, usage
+from .openai_answer import OpenAIAnswer, answer
+from .openai_fields import (
+    OpenAIBody,
+    check_body,
+    check_logprobs,
+    finish_reason,
+    generate_arguments,
+    refuse_streamed_prompt_logprobs,
+    truncation,
+    usage,
+)
 from .openai_logprobs import CompletionLogprobs, joined, prompt_logprobs
-from .openai_stream import OpenAIStream
 from .prompt_field import Prompts
 from .serving import Served, Serving
-from .streaming import EventStream
 
 if TYPE_CHECKING:
     from ..engine.generation import Generation
@@ -79,17 +86,10 @@ def _model(serving: Serving, name: str) -> dict[str, Any]:
 @router.post("/completions", summary="Continue texts")
 async def completions(body: CompletionBody, serving: Served, http: HttpRequest) -> Response:
     """Continues one prompt or several, as OpenAI's API does."""
-    completion = await asyncio.to_thread(_Completion, body, serving)
-    serving.log_prompt(http, body.prompt)
-    call = serving.start(completion.requests, streams=body.streams)
-    if body.streams:
-        return EventStream(call, completion)
-    async with call.watched(http.receive):
-        generations = await call.results()
-    return JSONResponse(await asyncio.to_thread(completion.whole, generations))
+    return await answer(lambda: _Completion(body, serving), serving, http, body.prompt, body.streams)
 
 
-class _Completion(OpenAIStream):
+class _Completion(OpenAIAnswer):
     """One request of /v1/completions: its Requests, and its answer, whole or as events."""
 
     def __init__(self, body: CompletionBody, serving: Serving) -> None:
@@ -104,8 +104,7 @@ class _Completion(OpenAIStream):
             raise bad_request(f"best_of must be at least n, which is {self._count}", "best_of", "invalid_value")
         if body.streams and self._drawn > self._count:
             raise bad_request("best_of cannot be streamed: which text is best is known in the end", "best_of")
-        if body.streams and body.prompt_logprobs is not None:
-            raise bad_request("prompt_logprobs cannot be streamed", "prompt_logprobs", "invalid_value")
+        refuse_streamed_prompt_logprobs(body)
         self._scores = body.max_tokens == 0  # the prompt alone: the engine's one token is not returned
         more = {"max_new_tokens": 1} if self._scores else {}
         options = generate_arguments(body, serving, self._drawn, more, _NEW_TOKENS)
@@ -174,7 +173,7 @@ class _Completion(OpenAIStream):
     # ---- the answer as a stream
 
     def choice(self, update: Update, generation: Generation, begin: int, is_first: bool) -> dict[str, Any] | None:
-        """See OpenAIStream."""
+        """See OpenAIAnswer."""
         index = update.index
         text = self._echoed(index) if is_first else ""
         logprobs = self._part_of_prompt(index, generation) if is_first else None
@@ -198,10 +197,10 @@ class _Completion(OpenAIStream):
         return writer.of_new(generation, begin, end) if writer else None
 
     def _finish_reason(self, generation: Generation) -> str:
-        return "length" if self._scores or generation.finish_reason == "time" else str(generation.finish_reason)
+        return "length" if self._scores else finish_reason(generation)
 
     def usage(self, generations: Sequence[Generation]) -> dict[str, int]:
-        """See OpenAIStream."""
+        """See OpenAIAnswer."""
         prompts = sum(len(request.prompt) for request in self.requests[:: self._drawn])
         new = 0 if self._scores else sum(len(generation.tokens) for generation in generations)
         return usage(prompts, new)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,6 +18,9 @@ from ..guided.response_format import guided_arguments
 from .errors import bad_request
 from .fields import Argument, Checked, Ignored, NotServed, argument_fields, arguments_of
 from .serving import Serving
+
+if TYPE_CHECKING:
+    from ..engine.generation import Generation
 
 # What holds where neither the request nor the model's generation_config.json says anything: as in OpenAI's API.
 _DEFAULTS: Mapping[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "include_stop_str_in_output": False}
@@ -202,6 +205,17 @@ def _check_guide(options: GenerateArguments, field: str | None, serving: Serving
     except RequestError as error:
         name, _, reason = str(error).partition(": ")
         raise bad_request(f"{field or name}: {reason}", field or name, "invalid_value") from None
+
+
+def refuse_streamed_prompt_logprobs(body: OpenAIBody) -> None:
+    """Raises ServerError where a stream is to hold prompt_logprobs, for which its chunks have no place."""
+    if body.streams and body.prompt_logprobs is not None:
+        raise bad_request("prompt_logprobs cannot be streamed", "prompt_logprobs", "invalid_value")
+
+
+def finish_reason(generation: Generation) -> str:
+    """Why a text ended, as OpenAI calls it."""
+    return "length" if generation.finish_reason == "time" else str(generation.finish_reason)
 
 
 def truncation(body: OpenAIBody, serving: Serving) -> int | None:

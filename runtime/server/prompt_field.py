@@ -9,6 +9,8 @@ from pydantic_core import core_schema
 
 from neo_tf.errors import RequestError
 
+from ..argument_kinds import is_well_formed
+
 _FORMS = "a text, a list of texts, token ids, or a list of lists of token ids"
 
 
@@ -65,10 +67,8 @@ def _prompts(value: Any, name: str) -> list[str | list[int]]:
 
 
 def _checked(text: str, name: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON can write half of a surrogate pair
-        raise RequestError(f"{name} is not a text that UTF-8 can write") from None
+    if not is_well_formed(text):  # JSON can write half of a surrogate pair
+        raise RequestError(f"{name} is not a text that UTF-8 can write")
     return text
 
 

@@ -6,14 +6,13 @@ fp16 may choose another token where two are almost equally likely, and then writ
 compared: the judge runs each text as it was written, and asks whether every token of it could be chosen there.
 """
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from conftest import GOLDEN
-from result import Result
+from result import Result, command
 
 import neo_tf
 from neo_tf.runtime.device.session import Session
@@ -122,11 +121,7 @@ def check(name, device, result, work):
 
 def main():
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--result", type=Path, required=True, help="the file that the result is written to")
-    parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the program itself")
-    parser.add_argument("--only", help="one of the models' names")
-    arguments = parser.parse_args()
+    arguments = command(__doc__).parse_args()
     result = Result()
     with tempfile.TemporaryDirectory() as temporary:
         for name in MODELS:

@@ -6,7 +6,6 @@ The judge is the fp32 graph on the CPU, which is itself compared with what the o
 weights lose more by rounding than trained ones, so there the CPU runs the same int8 or int4 folder.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from conftest import DECODABLE, GOLDEN, GOLDEN_NAMES, TOLERANCE, Reference
-from result import Result
+from result import Result, command
 
 import neo_tf
 from neo_tf.checkpoints.initialise import random_checkpoint
@@ -138,12 +137,9 @@ def check(names, sources, precisions, device, result, work):
 
 def main():
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command(__doc__)
     parser.add_argument("models", choices=("golden", "heads"))
     parser.add_argument("--precisions", required=True, help="names, separated by commas")
-    parser.add_argument("--result", type=Path, required=True, help="the file that the result is written to")
-    parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the program itself")
-    parser.add_argument("--only", help="one of the models' names")
     arguments = parser.parse_args()
     result = Result()
     with tempfile.TemporaryDirectory() as temporary:

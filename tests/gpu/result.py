@@ -1,7 +1,17 @@
 """What a step found, in a file that the suite reads."""
 
+import argparse
 import json
 from pathlib import Path
+
+
+def command(description):
+    """A parser with the options that every check has."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    parser.add_argument("--result", type=Path, required=True, help="the file that the result is written to")
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the program itself")
+    parser.add_argument("--only", help="one of the models' names")
+    return parser
 
 
 class Result:

@@ -87,15 +87,7 @@ def _byte_level(draw):
     with_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words = [list(with_bytes.pre_tokenize_str(f" {word}")[0][0]) for word in WORDS]
     vocab = {token: index for index, token in enumerate([END, *BYTES] if draw.random() < 0.7 else [*BYTES, END])}
-    merges = []
-    for _ in range(draw.randrange(60)):
-        pairs = sorted({(a, b) for word in words for a, b in itertools.pairwise(word)})
-        if not pairs:
-            break
-        pair = draw.choice(pairs)
-        merges.append(pair)
-        vocab.setdefault("".join(pair), len(vocab))
-        words = [_merged(word, pair) for word in words]
+    merges = _learnt(draw, words, vocab, most=60)
     if draw.random() < 0.2:
         del vocab[END]
         vocab = {token: index for index, token in enumerate(vocab)}
@@ -103,6 +95,20 @@ def _byte_level(draw):
     made.pre_tokenizer = pre_tokenizers.ByteLevel(draw.random() < 0.4, use_regex=draw.random() < 0.9)
     made.decoder = decoders.ByteLevel()
     return made
+
+
+def _learnt(draw, words, vocab, most):
+    """Merges of pairs in words, fewer than `most`; the vocabulary gains what they make."""
+    merges = []
+    for _ in range(draw.randrange(most)):
+        pairs = sorted({(a, b) for word in words for a, b in itertools.pairwise(word) if a in vocab and b in vocab})
+        if not pairs:
+            break
+        pair = draw.choice(pairs)
+        merges.append(pair)
+        vocab.setdefault("".join(pair), len(vocab))
+        words = [_merged(word, pair) for word in words]
+    return merges
 
 
 def _merged(word, pair):
@@ -125,15 +131,7 @@ def _bpe(draw):
     if fallback:
         tokens += [f"<0x{byte:02X}>" for byte in range(256)]
     vocab = {token: index for index, token in enumerate(tokens)}
-    merges = []
-    for _ in range(draw.randrange(50)):
-        pairs = sorted({(a, b) for word in words for a, b in itertools.pairwise(word) if a in vocab and b in vocab})
-        if not pairs:
-            break
-        pair = draw.choice(pairs)
-        merges.append(pair)
-        vocab.setdefault("".join(pair), len(vocab))
-        words = [_merged(word, pair) for word in words]
+    merges = _learnt(draw, words, vocab, most=50)
     options = {"unk_token": UNKNOWN} if draw.random() < 0.8 else {}
     options |= {"end_of_word_suffix": "</w>"} if ends else {}
     made = Tokenizer(models.BPE(vocab, merges, fuse_unk=draw.random() < 0.5, byte_fallback=fallback, **options))

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from conftest import TINY_PYTHON
+from pipeline_helpers import both_pipelines
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -38,10 +39,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pair(folder, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("NEO_TF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        ours = pipeline("text-generation", model=folder)
-    return ours, transformers.pipeline("text-generation", model=str(folder))
+    return both_pipelines(folder, tmp_path_factory.mktemp("cache"))
 
 
 class Texts:

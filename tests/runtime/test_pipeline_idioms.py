@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import TINY_PYTHON
+from pipeline_helpers import both_pipelines
 
 import neo_tf
 from neo_tf.errors import RequestError
@@ -32,10 +33,7 @@ def converted(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pair(converted, tmp_path_factory):
     """neo-tf's pipeline and transformers'."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("NEO_TF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        ours = pipeline("text-generation", model=converted)
-    return ours, transformers.pipeline("text-generation", model=str(converted))
+    return both_pipelines(converted, tmp_path_factory.mktemp("cache"))
 
 
 CALLS = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import signal
@@ -17,6 +18,18 @@ from checkpoint_helpers import check_error_line
 from typer.testing import CliRunner
 
 WAIT = 60  # seconds, at most: a hang must fail
+
+
+@pytest.fixture(autouse=True)
+def logs():
+    """The loggers are afterwards what they were: a command in this process sends them to a stream that ends with it."""
+    loggers = [logging.getLogger(name) for name in ("neo_tf", "uvicorn")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers = handlers
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def command(folder, *options):
@@ -43,6 +56,21 @@ def serving(folder, *options):
             process.kill()
 
 
+def interrupted(process, url, body, number):
+    """The answer to a request that runs when the command gets a signal."""
+    answers = []
+    asking = threading.Thread(
+        target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=WAIT))
+    )
+    asking.start()
+    deadline = time.monotonic() + WAIT
+    while f"neo_tf_active_sequences {body['n']:.1f}" not in httpx.get(f"{url}/metrics", timeout=WAIT).text:
+        assert time.monotonic() < deadline
+    process.send_signal(number)
+    asking.join(WAIT)
+    return answers[0]
+
+
 def test_it_answers_and_ends_with_0_when_running_requests_have_finished(demo_folder):
     body = {"prompt": "import os", "max_tokens": 100, "ignore_eos": True, "n": 16}
     with serving(demo_folder, "--log-format", "json", "--model-name", "demo", "--alias", "other") as (
@@ -52,41 +80,29 @@ def test_it_answers_and_ends_with_0_when_running_requests_have_finished(demo_fol
     ):
         names = [model["id"] for model in httpx.get(f"{url}/v1/models", timeout=WAIT).json()["data"]]
         assert names == ["demo", "other"]
-        answers = []
-        asking = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=WAIT))
-        )
-        asking.start()
-        deadline = time.monotonic() + WAIT
-        while "neo_tf_active_sequences 16.0" not in httpx.get(f"{url}/metrics", timeout=WAIT).text:
-            assert time.monotonic() < deadline
-        process.send_signal(signal.SIGTERM)
-        asking.join(WAIT)
-        assert answers[0].status_code == 200
-        assert {choice["finish_reason"] for choice in answers[0].json()["choices"]} == {"length"}
+        answer = interrupted(process, url, body, signal.SIGTERM)
+        assert answer.status_code == 200
+        assert {choice["finish_reason"] for choice in answer.json()["choices"]} == {"length"}
     assert process.returncode == 0
     told = [json.loads(line) for line in log]
     ids = {line["request_id"] for line in told if line["path"] == "/v1/completions" and line["status"] == 200}
-    assert ids == {answers[0].headers["x-request-id"]}
+    assert ids == {answer.headers["x-request-id"]}
     assert "import os" not in "".join(log)
 
 
 def test_at_the_timeout_what_runs_is_cut(demo_folder):
     body = {"prompt": "import os", "max_tokens": 500, "ignore_eos": True, "n": 60, "temperature": 1}
     with serving(demo_folder, "--slots", "1", "--shutdown-timeout", "0") as (process, url, log):
-        answers = []
-        asking = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=WAIT))
-        )
-        asking.start()
-        deadline = time.monotonic() + WAIT
-        while "neo_tf_active_sequences 60.0" not in httpx.get(f"{url}/metrics", timeout=WAIT).text:
-            assert time.monotonic() < deadline
-        process.send_signal(signal.SIGINT)
-        asking.join(WAIT)
-        assert answers[0].status_code == 503
+        assert interrupted(process, url, body, signal.SIGINT).status_code == 503
     assert process.returncode == 0
     assert not any("Traceback" in line for line in log)
+
+
+def serve_here(*arguments):
+    """What the command ends with, in this process."""
+    from neo_tf.cli.app import app
+
+    return CliRunner().invoke(app, ["serve", *map(str, arguments)])
 
 
 def refused(capsys, *arguments):
@@ -136,6 +152,26 @@ def test_a_folder_without_a_tokenizer_is_refused(exported, capsys, tmp_path):
     folder = exported(GOLDEN / "tiny-global-local")
     assert not (folder / "tokenizer.json").exists()
     assert "--tokenizer" in refused(capsys, folder, "--port", 0)
+
+
+def test_a_tokenizer_that_a_hub_id_names_is_downloaded(demo_folder, exported, monkeypatch):
+    """The golden model has no tokenizer of its own, so that the server would refuse it."""
+    import huggingface_hub
+    from conftest import GOLDEN
+
+    from neo_tf.runtime.server.serve import DrainingServer
+
+    asked = []
+
+    def download(name, **options):
+        asked.append(name)
+        return str(demo_folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(DrainingServer, "run", lambda server, sockets: asked.append(len(server._serving.tokenizer)))
+    shown = serve_here(exported(GOLDEN / "tiny-global-local"), "--port", 0, "--tokenizer", "owner/tokenizer")
+    assert shown.exit_code == 0, shown.exception
+    assert asked == ["owner/tokenizer", 2048]
 
 
 def test_the_refusal_is_one_line_and_the_status_is_1(demo_folder):

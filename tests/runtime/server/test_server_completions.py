@@ -26,7 +26,7 @@ def server(demo_folder):
 
 @pytest.fixture(scope="module")
 def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+    with server.openai(max_retries=0) as made:
         yield made
 
 

@@ -8,7 +8,6 @@ import threading
 
 import httpx
 import numpy as np
-import openai
 import pytest
 from server_helpers import WAIT, running_server
 
@@ -26,7 +25,7 @@ def server(demo_folder):
 
 @pytest.fixture(scope="module")
 def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+    with server.openai(max_retries=0) as made:
         yield made
 
 

@@ -80,7 +80,7 @@ def test_a_client_that_waits_in_the_queue_may_leave_too(server):
 
 def test_openais_client_that_closes_its_stream_frees_the_slot(server):
     running = server(step_seconds=SLOW)
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none") as client:
+    with running.openai() as client:
         stream = client.completions.create(
             model="demo", stream=True, extra_body={"ignore_eos": True}, prompt="a", max_tokens=500
         )
@@ -182,10 +182,10 @@ def test_keys(server, tmp_path):
             assert client.get("/metrics", headers=header).status_code == 401
         assert client.get("/health").status_code == client.get("/ready").status_code == 200
         assert client.get("/v1/models", headers={"authorization": "bearer secret-2"}).status_code == 200
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="secret-1") as client:
+    with running.openai("secret-1") as client:
         assert client.completions.create(model="demo", prompt="a", max_tokens=1).choices
     with (
-        openai.OpenAI(base_url=f"{running.url}/v1", api_key="secret") as client,
+        running.openai("secret") as client,
         pytest.raises(openai.AuthenticationError),
     ):
         client.models.list()

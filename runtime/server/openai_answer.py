@@ -1,29 +1,62 @@
-"""What the streams of OpenAI's completions and chats have in common."""
+"""What the answers of OpenAI's completions and chats have in common, whole or as a stream."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastapi import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
 from .errors import ServerError, openai_form
+from .streaming import EventStream
 
 if TYPE_CHECKING:
     from ..engine.generation import Generation
+    from ..engine.request import Request
     from .call import Update
     from .serving import Serving
 
 
-class OpenAIStream:
-    """Writes chunks of one answer; an EventWriter. A subclass writes the choices.
+async def answer(
+    make: Callable[[], OpenAIAnswer], serving: Serving, http: HttpRequest, prompt: object, streams: bool
+) -> Response:
+    """Runs one request, and answers it.
+
+    Args:
+        make: Checks the request and makes its answer; it is called in a thread.
+        serving: The model.
+        http: The HTTP request.
+        prompt: What is written into the log, where prompts are.
+        streams: Whether the answer is a stream.
+    """
+    made = await asyncio.to_thread(make)
+    serving.log_prompt(http, prompt)
+    call = serving.start(made.requests, streams=streams)
+    if streams:
+        return EventStream(call, made)
+    async with call.watched(http.receive):
+        generations = await call.results()
+    return JSONResponse(await asyncio.to_thread(made.whole, generations))
+
+
+class OpenAIAnswer:
+    """Writes one answer, whole or in chunks; an EventWriter. A subclass makes the requests and writes the choices.
 
     Args:
         serving: The model.
         kind: What `object` says.
         id: The answer's id.
         include_usage: Whether the numbers of tokens follow in the end.
+
+    Attributes:
+        requests: What is run for it.
     """
+
+    requests: list[Request]
 
     def __init__(self, serving: Serving, kind: str, id: str, include_usage: bool) -> None:
         self._serving = serving
@@ -43,6 +76,10 @@ class OpenAIStream:
         Returns:
             None where there is nothing to write yet.
         """
+        raise NotImplementedError
+
+    def whole(self, generations: list[Generation]) -> dict[str, Any]:
+        """The answer that does not stream."""
         raise NotImplementedError
 
     def usage(self, generations: Sequence[Generation]) -> Mapping[str, int]:
