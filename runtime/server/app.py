@@ -31,9 +31,10 @@ class Protocol:
     Args:
         router: The routes.
         error_form: Writes an error as this protocol's clients read it.
-        error_paths: The beginnings of the paths whose errors it writes.
-        open_paths: Paths that need no key.
-        always_open: Paths that are answered while the server ends, too.
+        error_paths: The paths whose errors it writes, with all paths under them; "/" is itself alone.
+        open_paths: Paths that may be read (GET, HEAD) without a key.
+        always_open: Paths that may be read while the server ends, too.
+        own_checks: Paths whose routes check the key themselves.
     """
 
     router: APIRouter
@@ -41,6 +42,7 @@ class Protocol:
     error_paths: tuple[str, ...] = field(default=())
     open_paths: frozenset[str] = frozenset()
     always_open: frozenset[str] = frozenset()
+    own_checks: frozenset[str] = frozenset()
 
 
 PROTOCOLS = (
@@ -116,7 +118,7 @@ def create_app(serving: Serving, protocols: Sequence[Protocol] = PROTOCOLS) -> A
 
     def error_form(path: str, error: ServerError) -> dict[str, Any]:
         for protocol in protocols:
-            if path.startswith(protocol.error_paths):
+            if any(path == own or path.startswith(f"{own}/") for own in protocol.error_paths):
                 return protocol.error_form(error)
         return openai_form(error)
 
@@ -131,9 +133,10 @@ def create_app(serving: Serving, protocols: Sequence[Protocol] = PROTOCOLS) -> A
     for kind in (ServerError, RequestError, RequestValidationError, HTTPException, ClientGoneError):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(Exception, answer)  # Starlette still raises it after the answer, for the log
-    open_paths = frozenset(path for protocol in protocols for path in protocol.open_paths)
-    always_open = frozenset(path for protocol in protocols for path in protocol.always_open)
-    return Entrance(app, serving, error_form, open_paths | _DOCS, always_open)
+    open_paths = _DOCS.union(*(protocol.open_paths for protocol in protocols))
+    always_open = frozenset[str]().union(*(protocol.always_open for protocol in protocols))
+    own_checks = frozenset[str]().union(*(protocol.own_checks for protocol in protocols))
+    return Entrance(app, serving, error_form, open_paths, always_open, own_checks)
 
 
 def _told(error: Exception) -> ServerError:

@@ -37,8 +37,9 @@ class Entrance:
         app: What answers the others.
         serving: The model, its options and its counters.
         error_form: Writes an error.
-        open_paths: Paths that need no key.
-        always_open: Paths that are answered while the server ends.
+        open_paths: Paths that may be read (GET, HEAD) without a key.
+        always_open: Paths that may be read while the server ends.
+        own_checks: Paths whose routes check the key themselves.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Entrance:
         error_form: ErrorForm,
         open_paths: frozenset[str],
         always_open: frozenset[str],
+        own_checks: frozenset[str],
     ) -> None:
         self._app = app
         self._serving = serving
         self._error_form = error_form
         self._open_paths = open_paths
         self._always_open = always_open
+        self._own_checks = own_checks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
@@ -88,9 +91,10 @@ class Entrance:
         """
         options = self._serving.options
         path = scope["path"]
-        if options.keys and path not in self._open_paths:
-            self._check_key(headers.get("authorization", ""))
-        if self._serving.admission.draining and path not in self._always_open:
+        reads = scope["method"] in ("GET", "HEAD")  # of the same path, a POST may generate
+        if options.keys and path not in self._own_checks and not (reads and path in self._open_paths):
+            options.keys.check(headers.get("authorization", ""))
+        if self._serving.admission.draining and not (reads and path in self._always_open):
             raise shutting_down()
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > options.max_body:
@@ -104,14 +108,6 @@ class Entrance:
             return messages.pop(0) if messages else await receive()
 
         return again
-
-    def _check_key(self, header: str) -> None:
-        keys = self._serving.options.keys
-        scheme, _, key = header.partition(" ")
-        if keys is None or (scheme.lower() == "bearer" and keys.accepts(key.strip())):
-            return
-        message = "the API key is wrong" if header else "an API key is needed: send Authorization: Bearer KEY"
-        raise ServerError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
     def _log(self, scope: Scope, answer: _Answer, request_id: str, seconds: float) -> None:
         state = scope["state"]

@@ -181,6 +181,9 @@ def test_keys(server, tmp_path):
             assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
             assert client.get("/metrics", headers=header).status_code == 401
         assert client.get("/health").status_code == client.get("/ready").status_code == 200
+        assert client.get("/").status_code == 200
+        for path in ("/", "/health"):  # open paths may be read, and nothing else
+            assert client.post(path, json={}).status_code == 401
         assert client.get("/v1/models", headers={"authorization": "bearer secret-2"}).status_code == 200
     with running.openai("secret-1") as client:
         assert client.completions.create(model="demo", prompt="a", max_tokens=1).choices
