@@ -17,7 +17,17 @@ from starlette.types import ASGIApp
 import neo_tf
 from neo_tf.errors import RequestError
 
-from . import openai_chat, openai_completions, openai_embeddings, operations, page_routes, tgi_generate, tokens
+from . import (
+    npu_service,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    operations,
+    page_routes,
+    pipeline_ai,
+    tgi_generate,
+    tokens,
+)
 from .errors import ClientGoneError, ServerError, error_of, openai_form
 from .field_errors import field_error
 from .middleware import Entrance
@@ -64,6 +74,13 @@ PROTOCOLS = (
     Protocol(tokens.router),
     Protocol(tgi_generate.router, tgi_form, TGI_STATUSES, ("/", "/generate", "/generate_stream", "/info")),
     Protocol(
+        npu_service.router,
+        npu_service.npu_form,
+        error_paths=("/npu",),
+        own_checks=frozenset((npu_service.TOKEN_PATH,)),
+    ),
+    Protocol(pipeline_ai.router, pipeline_ai.pipeline_ai_form, error_paths=("/v2",)),
+    Protocol(
         operations.router,
         open_paths=frozenset(("/health", "/ready")),
         always_open=frozenset(("/health", "/ready", "/metrics", "/version")),
@@ -104,7 +121,7 @@ class _App(FastAPI):
             for path in schema["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
-                    operation["responses"]["default"] = _ERROR
+                    operation["responses"].setdefault("default", _ERROR)
             for unused in ("HTTPValidationError", "ValidationError"):
                 schema.get("components", {}).get("schemas", {}).pop(unused, None)
         return self.openapi_schema or {}

@@ -1,0 +1,90 @@
+"""Reading texts from an .npz file of numpy arrays that somebody sent."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import zipfile
+
+import numpy as np
+
+from neo_tf.errors import RequestError
+
+_MOST_ARRAYS = 4096
+_MOST_TEXTS = 4096
+_MOST_BYTES = 64_000_000  # of all arrays together; numpy has four bytes for a character
+_NAME = re.compile(r"(?:arr_)?(\d{1,6})\.npy")  # as numpy.savez calls what has no name: "0.npy", "arr_0.npy"
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy's own two
+_SURROGATES = (0xD800, 0xDFFF)
+_LAST_CODE_POINT = 0x10FFFF
+_WHAT = "send a list of texts"
+
+
+def read_npz_texts(data: bytes) -> list[str]:
+    """The texts in the arrays of an .npz file, in the order of the arrays' numbers.
+
+    Nothing in the file is unpickled, and its sizes are checked before anything is taken into memory.
+
+    Raises:
+        RequestError: It is no such file, it holds something else than texts, or too much.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return [text for member in _members(archive) for text in _texts(archive, member)]
+    except RequestError:
+        raise
+    except Exception as error:  # whatever zipfile and numpy make of a file that is damaged on purpose
+        raise RequestError(f"the data are no .npz file that can be read: {type(error).__name__}") from None
+
+
+def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The arrays' files, in their order."""
+    members = archive.infolist()
+    if len(members) > _MOST_ARRAYS:
+        raise RequestError(f"the .npz file has {len(members)} arrays, and at most {_MOST_ARRAYS} are read")
+    if sum(member.file_size for member in members) > _MOST_BYTES:
+        raise RequestError(f"the .npz file's arrays have more than {_MOST_BYTES} bytes")
+    numbered = {}
+    for member in members:
+        name = _NAME.fullmatch(member.filename)
+        if name is None or member.compress_type not in _COMPRESSIONS:
+            raise RequestError(f"the .npz file holds something that numpy.savez does not write for a list: {_WHAT}")
+        numbered[int(name[1])] = member
+    if len(numbered) < len(members):
+        raise RequestError("the .npz file holds an array twice")
+    if not members:
+        raise RequestError(f"the .npz file is empty: {_WHAT}")
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def _texts(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> list[str]:
+    """The texts of one array."""
+    with archive.open(member) as file:
+        data = file.read(member.file_size)
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    if dtype.kind != "U":
+        raise RequestError(f"the .npz file's array {member.filename!r} holds {_kind(dtype)}, not texts: {_WHAT}")
+    count = math.prod(shape)
+    if len(shape) > 1 or not 0 <= count <= _MOST_TEXTS:
+        raise RequestError(
+            f"the .npz file's array {member.filename!r} has the shape {shape}: {_WHAT}, at most {_MOST_TEXTS}"
+        )
+    values = data[stream.tell() :]
+    if len(values) != count * dtype.itemsize:
+        raise RequestError("the .npz file is damaged: an array's length is not that of its header")
+    if dtype.itemsize == 0:
+        return [""] * count
+    characters = np.frombuffer(values, np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+    first, last = _SURROGATES
+    if ((characters > _LAST_CODE_POINT) | ((characters >= first) & (characters <= last))).any():
+        raise RequestError("the .npz file holds a text that UTF-8 cannot write")
+    return np.frombuffer(values, dtype).tolist()
+
+
+def _kind(dtype: np.dtype) -> str:
+    """What an array holds, in words."""
+    return {"O": "pickled objects", "S": "bytes", "V": "records"}.get(dtype.kind, f"numbers ({dtype.name[:40]})")
