@@ -26,7 +26,7 @@ BASE = [
 ]
 PLOT = ["matplotlib>=3.11"]
 GUIDED = ["llguidance>=1.9.1"]
-SERVER = ["fastapi>=0.165", "uvicorn>=0.54", "prometheus_client>=0.26", *GUIDED]
+SERVER = ["fastapi>=0.165", "uvicorn>=0.54", "prometheus_client>=0.26", "python-multipart>=0.0.34", *GUIDED]
 TENSORFLOW = ["tensorflow>=2.21", "keras>=3.15", "h5py>=3.14"]
 
 setup(
