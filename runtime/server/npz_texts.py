@@ -16,6 +16,8 @@ _MOST_TEXTS = 4096
 _MOST_BYTES = 64_000_000  # of all arrays together; numpy has four bytes for a character
 _NAME = re.compile(r"(?:arr_)?(\d{1,6})\.npy")  # as numpy.savez calls what has no name: "0.npy", "arr_0.npy"
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy's own two
+# By the file format's version. Numpy writes the third for records alone.
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _SURROGATES = (0xD800, 0xDFFF)
 _LAST_CODE_POINT = 0x10FFFF
 _WHAT = "send a list of texts"
@@ -63,9 +65,7 @@ def _texts(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> list[str]:
     with archive.open(member) as file:
         data = file.read(member.file_size)
     stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(stream)
+    shape, _, dtype = _HEADERS[np.lib.format.read_magic(stream)](stream)
     if dtype.kind != "U":
         raise RequestError(f"the .npz file's array {member.filename!r} holds {_kind(dtype)}, not texts: {_WHAT}")
     count = math.prod(shape)

@@ -17,7 +17,7 @@ _MOST_DEPTH = 16  # of lists in lists
 _MOST_KEYS = 1000  # of a dict: keys that were chosen to collide must not take long
 _MOST_CHARACTERS = 10_000_000  # of all texts together, those that come twice counted twice
 _LARGEST = 2**64  # of a whole number, without its sign
-_LOWEST_PROTOCOL = 2  # its opcodes are binary; Python has written no lower one by itself since 3.0
+_PROTOCOLS = range(2, 6)  # those whose opcodes are binary; Python has written no lower one by itself since 3.0
 
 
 class _Mark:
@@ -31,7 +31,7 @@ def read_plain_pickle(data: bytes) -> Any:
     """The value that a pickle builds.
 
     Args:
-        data: The pickle, of protocol 2 or higher.
+        data: The pickle, of protocol 2 to 5.
 
     Raises:
         RequestError: It is damaged, holds anything but plain values, or is larger than its values need to be.
@@ -81,6 +81,8 @@ class _Reader:
             self._push(_CONTAINERS[name](), 1)
         elif name in _ACTIONS:
             _ACTIONS[name](self, argument)
+        elif "BYTES" in name:
+            raise RequestError("the pickle holds bytes: a prompt is a text")
         else:
             raise RequestError(
                 f"the pickle holds more than lists, dicts, texts and numbers: {name} is refused, and nothing is run"
@@ -127,11 +129,13 @@ class _Reader:
         self._push(_MARK)
 
     def _nothing(self, argument: Any) -> None:
-        """PROTO and FRAME. How much a frame holds does not matter: all of it is here."""
+        """FRAME. How much a frame holds does not matter: all of it is here."""
 
     def _proto(self, argument: int) -> None:
-        if argument < _LOWEST_PROTOCOL:
-            raise RequestError(f"the pickle has protocol {argument}: write it with {_LOWEST_PROTOCOL} or higher")
+        if argument not in _PROTOCOLS:
+            raise RequestError(
+                f"the pickle has protocol {argument}: write it with one of {_PROTOCOLS[0]} to {_PROTOCOLS[-1]}"
+            )
 
     def _append(self, argument: Any) -> None:
         item = self._pop()
