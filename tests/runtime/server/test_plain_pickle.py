@@ -1,5 +1,6 @@
 """Pickles of plain values are read; nothing in a pickle is ever named, run, shared or allowed to grow."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -158,7 +159,7 @@ LARGE = {
     "a number of 65 bits": pickle.dumps(2**64),
     "a negative length": b"\x80\x02\x8b\xff\xff\xff\xff.",
     "a text that does not come": b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"x.",
-    "depth": pickle.dumps(PLAIN[0], 4)[:2] + b"]" * 90_000 + b"a" * 89_999 + b".",
+    "depth": pickle.dumps(PLAIN[0], 4)[:2] + b"]" * 30_000 + b"a" * 29_999 + b".",
     "depth of tuples": b"\x80\x02)" + b"\x85" * 90_000 + b".",
     "many parts": b"\x80\x02](" + b"N" * 200_000 + b"e.",
     "many keys": pickle.dumps({number << 40: 0 for number in range(5000)}),
@@ -222,7 +223,5 @@ def test_what_is_cut_or_changed_anywhere_is_read_or_refused():
     data = pickle.dumps(PLAIN[1])
     for place in range(len(data)):
         for changed in (data[:place], data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :]):
-            try:
+            with contextlib.suppress(RequestError):
                 read_plain_pickle(changed)
-            except RequestError:
-                pass
