@@ -51,3 +51,8 @@ def run_pipeline(client, arguments):
     pickled = arguments if isinstance(arguments, bytes) else pickle.dumps(arguments)
     body = {"pipeline_id": "any", "data_id": upload_data(client, pickled), "blocking": False, "compute_type": None}
     return client.post("/v2/runs", json={**body, "function_id": None, "data": None, "compute_requirements": None})
+
+
+def post_json(client, path, body):
+    """The answer to a body as JSON in ASCII, which can say half of a surrogate pair."""
+    return client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})

@@ -58,8 +58,7 @@ class HostedTexts:
         for prompt in prompts:
             if not isinstance(prompt, str):
                 raise RequestError(f"a prompt must be a text, not {type(prompt).__name__}")
-            if not is_well_formed(prompt):
-                raise RequestError("a prompt is not a text that UTF-8 can write")
+            _check_texts(prompt, "a prompt")
         options = _options(given, serving)
         count = len(prompts) * options.slots_of_each
         if count > serving.admission.limit:  # before that many requests are made
@@ -105,6 +104,7 @@ def _options(given: Any, serving: Serving) -> GenerateArguments:
     for name in given:
         if not isinstance(name, str):
             raise RequestError(f"the options' names must be texts, not {type(name).__name__}")
+        _check_texts(given[name], ascii(name))
     config = given.get("generation_config")
     for values in (given, config if isinstance(config, Mapping) else {}):
         _check_values(values, serving)
@@ -116,13 +116,24 @@ def _options(given: Any, serving: Serving) -> GenerateArguments:
     return options
 
 
+def _check_texts(value: Any, what: str) -> None:
+    """Raises RequestError where a value holds a text that UTF-8 cannot write: JSON and pickles can say one."""
+    if isinstance(value, str) and not is_well_formed(value):
+        raise RequestError(f"{what} holds a text that UTF-8 cannot write")
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for each in value:
+            _check_texts(each, what)
+
+
 def _check_values(values: Mapping[Any, Any], serving: Serving) -> None:
     """Raises RequestError for what a call from Python alone can say, and for ids outside the vocabulary."""
     for name, value in values.items():
         row = ARGUMENTS.get(OLD_NAMES.get(name, (name,))[0])
         if row is None or value is None:
             continue
-        if not row.in_json and row.is_given(value):
+        if not row.in_json and value not in (row.default, []):
             raise RequestError(f"{name} is for calls from Python: a request cannot say it")
         row.kind.check(name, row.kind.normal(value))
         for token in row.kind.token_ids(row.kind.normal(value)):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request as HttpRequest
 
 from neo_tf.errors import RequestError
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # whoever sends a damaged form is told so
 
 _MOST_PARTS = 8
 _MOST_HEADER_BYTES = 4096  # of all headers of a part

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from neo_tf.errors import RequestError
 
+from ..argument_kinds import Text, WellFormedText
 from .field_errors import field_error
-from .fields import Ignored, NotServed
+from .fields import Checked, Ignored, NotServed
 from .multipart_form import FormPart, read_form
 
 _NO_SCRIPTS = NotServed("no code of others is run", ([],))
@@ -23,8 +24,8 @@ class TokenBody(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    token: str = ""
-    project_name: str = "Default"
+    token: Annotated[Any, Checked(Text(), "The token.")] = None
+    project_name: Annotated[Any, Checked(WellFormedText(), "A name, which is told back.")] = None
 
 
 class SyncPredictFields(BaseModel):

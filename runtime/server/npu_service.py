@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,9 +68,9 @@ router = APIRouter(prefix="/npu", tags=["npu"], responses=_responses())
 async def token(body: TokenBody, serving: Served) -> str:
     """Checks the token in the body, and returns the project, which is a name alone here."""
     keys = serving.options.keys
-    if keys and not keys.accepts(body.token):
+    if keys and not keys.accepts(body.token or ""):
         raise refused("is wrong" if body.token else "is needed: give it to npu.api")
-    return body.project_name[:_LONGEST_NAME]
+    return (body.project_name or "")[:_LONGEST_NAME]
 
 
 @router.post(
@@ -126,7 +127,7 @@ async def upload_data(serving: Served, http: HttpRequest) -> Response:
     """Keeps texts for some minutes, for their token alone, and returns their id."""
     data = await read_upload(http)
     prompts = await asyncio.to_thread(_prompts, data)
-    name = serving.uploads.put(owner_of(http), prompts, len(data))
+    name = serving.uploads.put(owner_of(http), prompts, sum(map(sys.getsizeof, prompts.texts)))
     return JSONResponse({"id": name, "message": f"{len(prompts.texts)} texts were taken"})
 
 

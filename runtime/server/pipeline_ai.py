@@ -18,8 +18,9 @@ from starlette.responses import JSONResponse, Response
 
 from neo_tf.errors import RequestError
 
+from ..argument_kinds import WellFormedText
 from .errors import ServerError, bad_request
-from .fields import Ignored, NotServed
+from .fields import Checked, Ignored, NotServed
 from .hosted_texts import HostedTexts
 from .multipart_form import read_form
 from .plain_pickle import read_plain_pickle
@@ -93,7 +94,7 @@ class RunBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    pipeline_id: str
+    pipeline_id: Annotated[Any, Checked(WellFormedText(), "It is told back, and stands for the one model.")]
     data_id: str
     function_id: Annotated[Any, NotServed("there are no functions, and one model: give a pipeline_id")] = None
     data: Annotated[Any, NotServed("upload the arguments, and give their data_id")] = None
@@ -176,6 +177,8 @@ async def data(data_id: str, serving: Served, http: HttpRequest) -> Response:
 @router.post("/runs", summary="Continue the texts of uploaded data")
 async def run(body: RunBody, serving: Served, http: HttpRequest) -> Response:
     """Continues texts, and answers when they have ended, `blocking` or not: the client does not ask again."""
+    if body.pipeline_id is None:
+        raise bad_request("pipeline_id must be a text, not null", "pipeline_id", "invalid_value")
     given = serving.uploads.get(owner_of(http), body.data_id, StoredData)
     begin = _now()
     texts = await asyncio.to_thread(_texts, given.file.hex, serving)

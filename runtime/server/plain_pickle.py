@@ -15,7 +15,7 @@ from neo_tf.errors import RequestError
 _MOST_OPCODES = 100_000
 _MOST_DEPTH = 16  # of lists in lists
 _MOST_KEYS = 1000  # of a dict: keys that were chosen to collide must not take long
-_MOST_CHARACTERS = 10_000_000  # of all texts together, those that come twice counted twice
+_MOST_CHARACTERS = 4_000_000  # of all texts together, those that come twice counted twice
 _LARGEST = 2**64  # of a whole number, without its sign
 _PROTOCOLS = range(2, 6)  # those whose opcodes are binary; Python has written no lower one by itself since 3.0
 

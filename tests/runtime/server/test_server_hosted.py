@@ -7,7 +7,7 @@ import time
 
 import httpx
 import pytest
-from hosted_helpers import npu_form, npz, run_pipeline, start_task, sync_predict, task_state, upload_data
+from hosted_helpers import npu_form, npz, post_json, run_pipeline, start_task, sync_predict, task_state, upload_data
 from server_helpers import running_server
 
 import neo_tf
@@ -64,7 +64,7 @@ def generator(demo_folder):
 # ---- texts
 
 ARGUMENTS = [
-    {"seed": 5},  # drawn with the defaults of transformers' pipeline
+    {"seed": 5, "max_new_tokens": 12},  # drawn with the defaults of transformers' pipeline
     {"max_length": 30, "seed": 5, "temperature": 1.3, "top_k": 10, "top_p": 0.9},
     {"max_length": 30, "do_sample": False},
     {"response_length": 12, "remove_input": True, "seed": 3},
@@ -106,17 +106,26 @@ def test_what_json_cannot_say_can_be_pickled(ann, generator):
     assert run["result_preview"] == generator(PROMPT, **arguments)
 
 
-def test_without_options_and_with_an_empty_prompt(ann, generator):
-    for given in ([""], ["", None], ["", {}], ""):
+def test_without_options_the_length_is_the_pipelines(ann, generator):
+    assert sync_predict(ann, [OTHER], seed=3).json()["result"] == generator(OTHER, seed=3)
+    for given in (OTHER, [OTHER, None]):
         (result,) = run_pipeline(ann, given).raise_for_status().json()["result_preview"]
-        assert len(result["generated_text"]) > 50
+        assert len(result["generated_text"]) > 100
+
+
+def test_an_empty_prompt_begins_as_the_pipelines(ann, generator):
     expected = generator("", seed=3, max_new_tokens=9)
     assert sync_predict(ann, [""], seed=3, max_new_tokens=9).json()["result"] == expected
     assert run_pipeline(ann, ["", {"seed": 3, "max_new_tokens": 9}]).json()["result_preview"] == expected
 
 
+def test_a_whole_number_may_be_of_any_size(ann):
+    answer = sync_predict(ann, [PROMPT], frequency_penalty=10**30, presence_penalty=-(10**30), max_new_tokens=3)
+    assert answer.json()["state"] == "COMPLETE"
+
+
 def test_without_a_seed_each_text_is_another(ann):
-    texts = {sync_predict(ann, [PROMPT]).json()["result"][0]["generated_text"] for _ in range(3)}
+    texts = {sync_predict(ann, [PROMPT], max_new_tokens=30).json()["result"][0]["generated_text"] for _ in range(3)}
     assert len(texts) == 3
 
 
@@ -259,6 +268,9 @@ WRONG = [
     ({"remove_input": "no"}, "remove_input must be"),
     ({"eos_token_id": 10**6}, "outside the vocabulary"),
     ({"bad_words_ids": [[1], [-5]]}, "outside the vocabulary"),
+    ({"forced_bos_token_id": True}, "forced_bos_token_id must be a token id"),
+    ({"eos_token_id": [False]}, "eos_token_id must be"),
+    ({"prefix": "\ud800"}, "UTF-8"),
     ({"num_return_sequences": 10**9}, "1000000000 sequences"),
     ({"num_return_sequences": 2, "do_sample": False}, "num_return_sequences needs"),
     ({"logprobs": 50}, "logprobs must be at most 5"),
@@ -281,7 +293,7 @@ def test_an_argument_that_cannot_be_served_is_named(ann, arguments, why):
     answer = run_pipeline(ann, [PROMPT, arguments])
     assert answer.status_code == 400 and why in told(answer)
     data = ann.post("/npu/UploadData", **npu_form(npz([PROMPT]))).json()["id"]
-    answer = ann.post("/npu/Predict", json={"dataId": data, "input_kwargs": arguments})
+    answer = post_json(ann, "/npu/Predict", {"dataId": data, "input_kwargs": arguments})
     assert answer.status_code == 400 and why in told(answer)
     assert time.monotonic() - begin < 5
 
@@ -363,7 +375,16 @@ def test_forms_and_bodies_that_are_none_are_refused(ann):
     ):
         answer = ann.post("/npu/Predict", json=body)
         assert answer.status_code == 400 and told(answer), body
-    for body in ({}, {"pipeline_id": "x"}, {"function_id": "x", "data_id": "x"}, {"pipeline_id": "x", "data": ["a"]}):
+    assert "UTF-8" in told(post_json(ann, "/npu/Token", {"token": "ann", "project_name": "\ud800"}))
+    for body in (
+        {},
+        {"pipeline_id": "x"},
+        {"pipeline_id": None, "data_id": "0"},
+        {"pipeline_id": "\ud800", "data_id": "0"},
+    ):
+        answer = post_json(ann, "/v2/runs", body)
+        assert answer.status_code == 400 and told(answer), body
+    for body in ({"function_id": "x", "data_id": "x"}, {"pipeline_id": "x", "data_id": "x", "data": ["a"]}):
         answer = ann.post("/v2/runs", json=body)
         assert answer.status_code == 400 and told(answer), body
     assert told(ann.post("/v2/data", json=[])) and told(ann.get("/npu/Hash"))
