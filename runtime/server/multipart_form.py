@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request as HttpRequest
+from starlette.requests import ClientDisconnect
 
 from neo_tf.errors import RequestError
+
+from .errors import ClientGoneError
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # whoever sends a damaged form is told so
 
@@ -41,8 +44,12 @@ async def read_form(http: HttpRequest) -> dict[str, FormPart]:
 
     Raises:
         RequestError: The body is no form, or one with too many parts.
+        ClientGoneError: The client has disconnected before its end.
     """
-    body = await http.body()
+    try:
+        body = await http.body()
+    except ClientDisconnect:
+        raise ClientGoneError from None
     return await asyncio.to_thread(_read, body, http.headers.get("content-type", ""))
 
 

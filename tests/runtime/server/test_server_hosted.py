@@ -3,7 +3,7 @@
 import json
 import os
 import pickle
-import time
+import socket
 
 import httpx
 import pytest
@@ -286,7 +286,6 @@ WRONG = [
 
 @pytest.mark.parametrize(("arguments", "why"), WRONG, ids=[why for _, why in WRONG])
 def test_an_argument_that_cannot_be_served_is_named(ann, arguments, why):
-    begin = time.monotonic()
     answer = sync_predict(ann, [PROMPT], **arguments)
     assert answer.status_code == 200 and answer.json()["state"] == "FAILURE"  # the client raises it with its reason
     assert why in answer.json()["result"]
@@ -295,7 +294,6 @@ def test_an_argument_that_cannot_be_served_is_named(ann, arguments, why):
     data = ann.post("/npu/UploadData", **npu_form(npz([PROMPT]))).json()["id"]
     answer = post_json(ann, "/npu/Predict", {"dataId": data, "input_kwargs": arguments})
     assert answer.status_code == 400 and why in told(answer)
-    assert time.monotonic() - begin < 5
 
 
 @pytest.mark.parametrize(
@@ -424,14 +422,14 @@ def test_the_schema_describes_the_routes(ann):
 
 def test_a_task_tells_how_far_it_is_and_holds_its_result_back_until_it_is_asked_for(slow):
     with slow.client() as client:
-        task = start_task(client, [PROMPT], max_new_tokens=30, eos_token_id=[])
+        task = start_task(client, [PROMPT], max_new_tokens=60, eos_token_id=[])
         seen = []
         while not seen or seen[-1]["state"] == "PENDING":
             answer = client.get(f"/npu/status/{task}", params={"include_result": False})
             seen.append(answer.raise_for_status().json())
         progress = [each["progress"] for each in seen]
         assert progress == sorted(progress) and progress[-1] == 1
-        assert any(0.1 < share < 0.9 for share in progress)
+        assert any(0.02 < share < 0.98 for share in progress)
         assert all(each.keys() == {"state", "taskType", "progress"} for each in seen)
         assert seen[-1]["state"] == "COMPLETE"
         (result,) = task_state(client, task)["result"]
@@ -450,26 +448,27 @@ def test_a_task_that_fails_says_why(server, ann, monkeypatch):
 
 
 def test_a_task_that_nobody_asks_for_ends_and_frees_its_slots(slow, monkeypatch):
-    monkeypatch.setattr(slow.serving.tasks, "_kept", Uploads("task", Limits(seconds=0.2), Task.cancel))
+    monkeypatch.setattr(slow.serving.tasks, "_kept", Uploads("task", Limits(seconds=0.5), Task.cancel))
+    begin = len(slow.steps)
     with slow.client() as client:
-        task = start_task(client, [PROMPT], max_new_tokens=400, num_return_sequences=2)
-        slow.wait_until(lambda: slow.free_slots == 2)
-        slow.wait_until(lambda: slow.free_slots == 4 and slow.serving.admission.active == 0)
+        task = start_task(client, [PROMPT], max_new_tokens=400, eos_token_id=[], num_return_sequences=2)
+        slow.wait_until(lambda: not slow.serving.tasks._running)
+        assert len(slow.steps) - begin < 350
         assert client.get(f"/npu/status/{task}").status_code == 404
-    slow.wait_until(lambda: not slow.serving.tasks._running)
+    slow.wait_until(lambda: slow.free_slots == 4 and slow.serving.admission.active == 0)
 
 
 def test_a_token_has_so_many_tasks_that_run(slow, monkeypatch):
     monkeypatch.setattr(npu_tasks, "_MOST_RUNNING", 2)
-    monkeypatch.setattr(slow.serving.tasks, "_kept", Uploads("task", Limits(seconds=0.3), Task.cancel))
     with of(slow, "one") as one, of(slow, "other") as other:
-        for _ in range(2):
-            start_task(one, [PROMPT], max_new_tokens=400)
+        tasks = [start_task(one, [PROMPT], max_new_tokens=400, eos_token_id=[]) for _ in range(2)]
         with pytest.raises(httpx.HTTPStatusError) as caught:
             start_task(one, [PROMPT], max_new_tokens=400)
         answer = caught.value.response
         assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1 and "2 tasks" in told(answer)
         start_task(other, [PROMPT], max_new_tokens=2)
+    for name in tasks:
+        slow.serving.tasks._kept._entries[name].value.cancel()
     slow.wait_until(lambda: slow.serving.admission.active == 0)
 
 
@@ -480,15 +479,25 @@ def test_a_token_has_so_many_tasks_that_run(slow, monkeypatch):
 def test_a_client_that_disconnects_frees_its_slots(slow, service):
     with slow.client() as client:
         gone = slow.metric("neo_tf_disconnects_total")
+        long = {"max_new_tokens": 400, "eos_token_id": []}
         if service == "npu":
-            request = {"url": "/npu/SyncPredict", **npu_form(npz([PROMPT]), input_kwargs={"max_new_tokens": 400})}
+            request = {"url": "/npu/SyncPredict", **npu_form(npz([PROMPT]), input_kwargs=long)}
         else:
-            data = upload_data(client, pickle.dumps([PROMPT, {"max_new_tokens": 400}]))
+            data = upload_data(client, pickle.dumps([PROMPT, long]))
             request = {"url": "/v2/runs", "json": {"pipeline_id": "x", "data_id": data}}
+        begin = len(slow.steps)
         with pytest.raises(httpx.ReadTimeout):
             client.post(**request, timeout=10 * SLOW)
-        closed = len(slow.steps)
-        slow.wait_until(lambda: slow.free_slots == 4)
-        assert len(slow.steps) - closed < 8
         slow.wait_until(lambda: slow.metric("neo_tf_disconnects_total") == gone + 1)
-    slow.wait_until(lambda: slow.serving.admission.active == 0)
+    slow.wait_until(lambda: slow.free_slots == 4 and slow.serving.admission.active == 0)
+    assert len(slow.steps) - begin < 350
+
+
+def test_a_client_that_leaves_before_its_form_is_whole_is_no_error_of_the_server(slow):
+    gone = slow.metric("neo_tf_disconnects_total")
+    host, port = slow.url.removeprefix("http://").split(":")
+    for path in ("/npu/UploadData", "/v2/files/"):
+        with socket.create_connection((host, int(port))) as connection:
+            head = "Host: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 9000"
+            connection.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n\r\n--b\r\n".encode())
+    slow.wait_until(lambda: slow.metric("neo_tf_disconnects_total") == gone + 2)
