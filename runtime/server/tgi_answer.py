@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..engine.generation import FinishReason
+from ..engine.stopping import text_stream
 from .errors import ServerError
 from .openai_fields import check_logprobs
 from .openai_logprobs import finite
@@ -167,10 +168,9 @@ class _Tokens:
     """
 
     def __init__(self, serving: Serving, request: Request, top: int) -> None:
-        assert request.tokenizer is not None
         self._texts = serving.texts
         self._special = frozenset(serving.tokenizer.all_special_ids)
-        self._stream = request.tokenizer.stream(request.prompt, skip_special_tokens=request.skip_special_tokens)
+        self._stream = text_stream(request)
         self._top = top
         self.written = 0
 
