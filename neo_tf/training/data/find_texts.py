@@ -63,9 +63,7 @@ def find_texts_as_the_original(inputs: Iterable[Path | str]) -> list[Path]:
             found += find_texts([path])
             continue
         names = [entry.name for entry in path.iterdir() if entry.is_file()]
-        chosen = [
-            name for kind in _ORIGINAL_KINDS for name in natural_order(sorted(names)) if name.endswith(kind)
-        ]
+        chosen = [name for kind in _ORIGINAL_KINDS for name in natural_order(sorted(names)) if name.endswith(kind)]
         if not chosen:
             kinds = ", ".join(f"*{kind}" for kind in _ORIGINAL_KINDS)
             raise DataError(f"{path}: none of the files that the original reads ({kinds})")
@@ -96,9 +94,7 @@ def _names_below(folder: Path, without: list[Path]) -> list[str]:
     names = []
     for where, folders, files in os.walk(folder):
         here = Path(where)
-        folders[:] = [
-            name for name in folders if not name.startswith(".") and (here / name).resolve() not in left_out
-        ]
+        folders[:] = [name for name in folders if not name.startswith(".") and (here / name).resolve() not in left_out]
         names += [(here / name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
     return names
 

@@ -1,6 +1,6 @@
 """What decides the records that are made of texts, and what is told of them afterwards."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from neo_tf.errors import RequestError
 from neo_tf.training.data.cleaning import Cleaning
@@ -40,7 +40,7 @@ class Recipe:
     overlap: bool = False
     minimum_size: int = 100
     original_processes: int = 1
-    cleaning: Cleaning = Cleaning()
+    cleaning: Cleaning = field(default_factory=Cleaning)
     text_field: str = "text"
     skip_errors: bool = False
 

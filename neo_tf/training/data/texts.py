@@ -21,9 +21,10 @@ _COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 _SHORT_NAMES = {".tgz": ".tar.gz", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 _LINES = (".jsonl", ".ndjson")
 # The kinds of files that are looked for in folders.
-KINDS = tuple(
-    f"{kind}{compressed}" for kind in (".txt", *_LINES, ".tar") for compressed in ("", *_COMPRESSED)
-) + (*_SHORT_NAMES, ".xz")
+KINDS = tuple(f"{kind}{compressed}" for kind in (".txt", *_LINES, ".tar") for compressed in ("", *_COMPRESSED)) + (
+    *_SHORT_NAMES,
+    ".xz",
+)
 _TAR_BLOCK = 512
 _PARAGRAPHS = "\n\n"  # between the texts of a list in a line of JSON
 

@@ -33,13 +33,13 @@ def masked_crc(data: bytes) -> int:
     """The masked CRC-32C of some bytes.
 
     Raises:
-        MissingExtraError: The extra `train` is not installed.
+        MissingExtraError: The extra `data` is not installed.
     """
     try:
         import google_crc32c
     except ImportError as error:
         raise MissingExtraError(
-            f"tfrecord files need a CRC-32C ({error}): install it with `pip install 'neo-tf[train]'`"
+            f"tfrecord files need a CRC-32C ({error}): install it with `pip install 'neo-tf[data]'`"
         ) from None
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF

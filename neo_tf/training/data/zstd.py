@@ -1,7 +1,7 @@
 """Reading .zst files with the library zstandard, so that a file that is cut short is noticed."""
 
 import io
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from neo_tf.errors import MissingExtraError
 
@@ -12,13 +12,13 @@ def open_zstd(file: IO[bytes]) -> io.BufferedReader:
     """The decompressed content of a file that may hold several frames.
 
     Raises:
-        MissingExtraError: The extra `train` is not installed.
+        MissingExtraError: The extra `data` is not installed.
     """
     try:
         import zstandard
     except ImportError as error:
         raise MissingExtraError(
-            f".zst files need zstandard ({error}): install it with `pip install 'neo-tf[train]'`"
+            f".zst files need zstandard ({error}): install it with `pip install 'neo-tf[data]'`"
         ) from None
     # The Pile's files need a window of 2 GB at most.
     return io.BufferedReader(_Frames(file, zstandard.ZstdDecompressor(max_window_size=2**31)), _PIECE)
@@ -40,7 +40,7 @@ class _Frames(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fills a buffer; returns the number of bytes, which is 0 at the end."""
-        view = cast(memoryview, memoryview(buffer).cast("B"))
+        view = memoryview(buffer).cast("B")
         while not self._ready:
             piece = self._rest or self._file.read(_PIECE)
             if not piece:
