@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from neo_tf.errors import ConfigError, DataError
 from neo_tf.keras_backend import import_tensorflow
 from neo_tf.training.data.files import find_files
-from neo_tf.training.data.records import Limits, batched, checked, place, records_of, require, sequences, token_ids_of
+from neo_tf.training.data.records import (
+    Limits,
+    batched,
+    checked,
+    place,
+    records_of,
+    require,
+    sequences,
+    token_ids_of,
+    unconverted,
+)
 from neo_tf.training.data.tfrecord import count_records
 
 if TYPE_CHECKING:
@@ -113,7 +123,7 @@ def _windows(one: DocumentSet, limits: Limits, eos_id: int, seed: int | None) ->
     files = find_files(one.paths)
     _check_number(files, one.stitch)
     dataset = tf.data.Dataset.from_tensor_slices(files)
-    dataset = dataset.interleave(records_of, cycle_length=_AT_ONCE)
+    dataset = dataset.interleave(unconverted(records_of), cycle_length=_AT_ONCE)
     dataset = dataset.shuffle(_SHUFFLED * one.stitch, seed=seed).batch(one.stitch, drop_remainder=True)
 
     def window(paths: Any, indices: Any, records: Any) -> tuple[Any, Any]:
@@ -129,7 +139,7 @@ def _windows(one: DocumentSet, limits: Limits, eos_id: int, seed: int | None) ->
         where = tf.strings.join([place(paths[0], indices[0]), group])
         return sequences(_cut(tf.concat(pieces, 0), one.datatype, limits.n_ctx, seed, where), limits.n_ctx)
 
-    return dataset.map(window).repeat()
+    return dataset.map(unconverted(window)).repeat()
 
 
 def _cut(text: Any, datatype: str, n_ctx: int, seed: int | None, where: Any) -> Any:

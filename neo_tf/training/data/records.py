@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,16 @@ class Limits:
 def records_of(path: Any) -> tf.data.Dataset:
     """The records of a file [], a string tensor, as (path, record's index, its bytes)."""
     tf = import_tensorflow()
-    return tf.data.TFRecordDataset(path).enumerate().map(lambda index, data: (path, index, data))
+
+    def with_place(index: Any, data: Any) -> tuple[Any, Any, Any]:
+        return path, index, data
+
+    return tf.data.TFRecordDataset(path).enumerate().map(unconverted(with_place))
+
+
+def unconverted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function for Dataset.map that TensorFlow takes as it is: there is no Python in it to be made into a graph."""
+    return import_tensorflow().autograph.experimental.do_not_convert(function)
 
 
 def token_ids_of(path: Any, index: Any, data: Any) -> Any:
@@ -115,7 +124,7 @@ def data_errors(files: Sequence[str]) -> Iterator[None]:
         found = _OURS.search(str(error))
         if found is None:
             raise
-        raise DataError(found[1]) from None
+        raise DataError(_unescaped(found[1])) from None
     except errors.DataLossError:
         for path in files:
             for _ in read_records(path):
@@ -126,3 +135,8 @@ def data_errors(files: Sequence[str]) -> Iterator[None]:
         if missing is None:
             raise
         raise DataError(f"{missing}: has gone while it was read") from None
+
+
+def _unescaped(text: str) -> str:
+    """A string as it was before TensorFlow put it into its message, where quotes and backslashes are escaped."""
+    return re.sub(r"\\(['\"\\])", r"\1", text)

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from neo_tf.keras_backend import import_tensorflow
 from neo_tf.training.data.files import check_files, find_files, natural_order, place_of, training_order
-from neo_tf.training.data.records import Limits, batched, checked, place, records_of, require, sequences, token_ids_of
+from neo_tf.training.data.records import (
+    Limits,
+    batched,
+    checked,
+    place,
+    records_of,
+    require,
+    sequences,
+    token_ids_of,
+    unconverted,
+)
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -54,7 +64,7 @@ def training_batches(
     check_files(files, n_ctx, skipped, check_counts)
     first_file, first_record = place_of(files, skipped)
     dataset = tf.data.Dataset.from_tensor_slices(files).repeat().skip(first_file)
-    dataset = dataset.flat_map(records_of).skip(first_record)
+    dataset = dataset.flat_map(unconverted(records_of)).skip(first_record)
     return _sequences(dataset, Limits(n_ctx, n_vocab), batch_size)
 
 
@@ -90,7 +100,7 @@ def evaluation_batches(
     dataset = tf.data.Dataset.from_tensor_slices(files).repeat()
     if shuffle:
         dataset = dataset.shuffle(len(files))
-    return _sequences(dataset.flat_map(records_of), Limits(n_ctx, n_vocab), batch_size)
+    return _sequences(dataset.flat_map(unconverted(records_of)), Limits(n_ctx, n_vocab), batch_size)
 
 
 def _sequences(dataset: tf.data.Dataset, limits: Limits, batch_size: int) -> tf.data.Dataset:
@@ -107,4 +117,4 @@ def _sequences(dataset: tf.data.Dataset, limits: Limits, batch_size: int) -> tf.
         window = require(length >= size, said, token_ids)[:size]
         return sequences(checked(window, limits, where), limits.n_ctx)
 
-    return batched(dataset.map(cut), batch_size)
+    return batched(dataset.map(unconverted(cut)), batch_size)

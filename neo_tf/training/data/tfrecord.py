@@ -52,6 +52,7 @@ def read_records(path: Path | str) -> Iterator[bytes]:
         DataError: The file cannot be read, or a record is damaged or cut short. The message names file and record.
     """
     with open_records(path) as file:
+        size = _size(file)
         index = 0
         while (head := file.read(_HEAD.size)) != b"":
             if len(head) < _HEAD.size:
@@ -59,6 +60,8 @@ def read_records(path: Path | str) -> Iterator[bytes]:
             length, checksum = _HEAD.unpack(head)
             if masked_crc(head[:8]) != checksum:
                 raise _damaged(path, index)
+            if file.tell() + length > size:
+                raise cut_short(path, index)
             data = file.read(length)
             end = file.read(_CHECKSUM.size)
             if len(data) < length or len(end) < _CHECKSUM.size:
@@ -93,7 +96,7 @@ def count_records(path: Path | str, at_most: int | None = None) -> int:
         DataError: The file cannot be read, or is cut short. The message names file and record.
     """
     with open_records(path) as file:
-        size = file.seek(0, os.SEEK_END)
+        size = _size(file)
         position = 0
         count = 0
         while position < size and (at_most is None or count < at_most):
@@ -127,6 +130,13 @@ def open_records(path: Path | str) -> BinaryIO:
         return open(path, "rb")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from None
+
+
+def _size(file: BinaryIO) -> int:
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
+    file.seek(0)
+    return size
 
 
 def is_remote(path: Path | str) -> bool:
