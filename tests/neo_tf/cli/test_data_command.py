@@ -11,6 +11,10 @@ from conftest import FIXTURES, TINY_PYTHON
 from neo_tf.checkpoints.tokenizer_files import find_tokenizer
 from neo_tf.tokenizer_backend import load_tokenizer
 
+pytest.importorskip("google_crc32c", reason="the tests of training data need the extra data")
+pytest.importorskip("zstandard", reason="the tests of training data need the extra data")
+pytest.importorskip("ftfy", reason="the tests of training data need the extra ftfy")
+
 TEXTS = FIXTURES / "training-data" / "create-tfrecords"
 TOKENIZER = TINY_PYTHON / "byte-level-bpe.tokenizer.json"
 

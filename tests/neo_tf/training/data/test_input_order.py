@@ -17,6 +17,8 @@ from neo_tf.training.data.records import data_errors
 from neo_tf.training.data.sequential import evaluation_batches, training_batches
 from neo_tf.training.data.tfrecord import frame, read_token_ids
 
+pytest.importorskip("google_crc32c", reason="the tests of training data need the extra data")
+
 FOLDER = FIXTURES / "training-data" / "input-order"
 DATA = FOLDER / "iodata"
 GOLDEN = json.loads((FOLDER / "report.json").read_text())["deterministic"]

@@ -27,6 +27,10 @@ from neo_tf.training.data.packing import Stream
 from neo_tf.training.data.recipe import DOCUMENTS, ORIGINAL, Recipe
 from neo_tf.training.data.tfrecord import read_token_ids
 
+pytest.importorskip("google_crc32c", reason="the tests of training data need the extra data")
+pytest.importorskip("zstandard", reason="the tests of training data need the extra data")
+pytest.importorskip("ftfy", reason="the tests of training data need the extra ftfy")
+
 GOLDEN = FIXTURES / "training-data" / "create-tfrecords"
 TOKENIZER = {TOKENIZER_FILE: (TINY_PYTHON / "byte-level-bpe.tokenizer.json").read_bytes()}
 SMALL = {TOKENIZER_FILE: (GOLDEN_MODELS / "tokenizer.json").read_bytes()}  # for many runs

@@ -8,12 +8,14 @@ import lzma
 import tarfile
 
 import pytest
-import zstandard
 
 from neo_tf.errors import DataError
 from neo_tf.training.data.cleaning import Cleaning, wikitext_detokenize
 from neo_tf.training.data.find_texts import find_texts, find_texts_as_the_original, split_as_the_original
 from neo_tf.training.data.texts import Unreadable, read_documents
+
+zstandard = pytest.importorskip("zstandard", reason="the tests of training data need the extra data")
+pytest.importorskip("ftfy", reason="the tests of training data need the extra ftfy")
 
 TEXTS = ["first\ntext", "zweiter Text: äöü", "третий\n"]
 LINES = "".join(json.dumps({"text": text, "meta": 1}) + "\n" for text in TEXTS).encode()

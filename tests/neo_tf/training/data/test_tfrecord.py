@@ -11,6 +11,8 @@ from neo_tf.training.data.example import decode_example, encode_example
 from neo_tf.training.data.tfrecord import count_records, frame, read_records, read_token_ids
 from neo_tf.training.data.varints import decode_varints, encode_varints
 
+pytest.importorskip("google_crc32c", reason="the tests of training data need the extra data")
+
 FILES = sorted((FIXTURES / "training-data").rglob("*.tfrecords"))
 
 
