@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.responses import Response
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ..engine.generation import Generation
     from .call import Call, Update
 
+# What a route's OpenAPI says of an answer that may stream.
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
