@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -85,3 +86,8 @@ class EventStream(Response):
                 scope["state"]["error"] = error
                 await write([*writer.fail(error)])
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def event_json(value: Any) -> str:
+    """JSON in one line, as the data of an event."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
