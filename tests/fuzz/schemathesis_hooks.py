@@ -1,7 +1,7 @@
-"""What schemathesis runs around its cases: it counts their answers, and makes most positive cases such as can be served.
+"""What schemathesis runs around its cases: it counts their answers, and turns most positive cases into servable ones.
 
-What a schema cannot say (the context's length, the vocabulary, which fields go together) would turn nearly all cases into
-a 400 otherwise. Cases that are meant to be wrong stay as they are, and so does one positive case in eight.
+What a schema cannot say (the context's length, the vocabulary, which fields go together) would make nearly all cases a
+400 otherwise. Cases that are meant to be wrong stay as they are, and so does one positive case in eight.
 """
 
 import atexit
@@ -12,7 +12,7 @@ import zlib
 
 import schemathesis
 
-N_VOCAB = int(os.environ["NEO_TF_FUZZ_VOCAB"])
+N_VOCAB = 2048  # of the demo model
 # {field: the number of values from `least` on that are kept small}
 SMALL = {
     "n": (1, 3),
@@ -35,6 +35,8 @@ ALTERNATIVES = (
     ("max_completion_tokens", "max_tokens"),
     ("messages", "prompt"),
 )
+# In place of null.
+NEEDED = {"inputs": "a", "input": "a", "tokens": [1], "messages": [{"role": "user", "content": "a"}]}
 NAMES = ("demo", "tiny-python")
 
 answers = collections.Counter()
@@ -43,7 +45,11 @@ answers = collections.Counter()
 @schemathesis.hook
 def before_call(context, case, kwargs):
     mode = case.meta.generation.mode.value if case.meta else ""
-    if mode == "positive" and isinstance(case.body, dict) and zlib.crc32(repr(case.body).encode("utf-8", "replace")) % 8:
+    if (
+        mode == "positive"
+        and isinstance(case.body, dict)
+        and zlib.crc32(repr(case.body).encode("utf-8", "replace")) % 8
+    ):
         case.body = servable(case.body)
 
 
@@ -58,9 +64,10 @@ def write_counts():
         json.dump(answers, file)
 
 
-def servable(body):
+def servable(given):
     """A body with the same fields, as far as they go together, and with values that the model has room for."""
-    body = {name: small(name, value) for name, value in body.items() if value is not None}
+    body = {name: small(name, value) for name, value in given.items() if value is not None}
+    body |= {name: value for name, value in NEEDED.items() if name in given and name not in body}
     for group in ALTERNATIVES:
         for name in [name for name in group if name in body][1:]:
             del body[name]
@@ -87,8 +94,22 @@ def servable(body):
     return body
 
 
+def limit_length(path, body):
+    """Lets a body ask for few new tokens, where it does not say how many."""
+    if path == "/v1/completions":
+        body.setdefault("max_tokens", 4)
+    elif path == "/v1/chat/completions" and "max_tokens" not in body:
+        body.setdefault("max_completion_tokens", 4)
+    elif "inputs" in body and body.get("parameters", {}) == {}:
+        body["parameters"] = {"max_new_tokens": 4}
+    elif isinstance(body.get("parameters"), dict):
+        body["parameters"].setdefault("max_new_tokens", 4)
+
+
 def small(name, value):
     """A field's value, small enough for the model."""
+    if isinstance(value, float) and value.is_integer():  # for JSON schema 1.0 is a whole number
+        value = int(value)
     if name in SMALL and type(value) is int:
         least, count = SMALL[name]
         return value if value < least else least + value % count
@@ -103,8 +124,8 @@ def small_text(value):
     """A text, token ids, or a list of either, of a few items."""
     if isinstance(value, str):
         return value[:200].encode("utf-8", "replace").decode() or "a"
-    if type(value) is int:
-        return value % N_VOCAB
+    if type(value) in (int, float):
+        return int(value) % N_VOCAB
     if isinstance(value, list):
         return [small_text(item) for item in value[:6]]
     if isinstance(value, dict):
