@@ -23,7 +23,7 @@ PLATFORMS = (
     "x86_64-pc-windows-msvc",
 )
 # Packages that are published as source alone, and built with build.txt. All others must have wheels.
-SOURCES = ("future",)
+SOURCES = ("future", "rouge-score", "sqlitedict", "word2number")
 # torch and what its builds for CUDA need; nothing else in the locks needs packages of these names.
 TORCH = re.compile(r"torch$|nvidia-|cuda-")
 # Packages that are not installed though others ask for them. triton 3.7 crashes the process when it is imported after
