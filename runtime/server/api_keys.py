@@ -10,6 +10,8 @@ from pathlib import Path
 from neo_tf.errors import RequestError
 from neo_tf.text_files import read_option_file
 
+from .errors import ServerError
+
 
 class ApiKeys:
     """The keys that are accepted.
@@ -34,6 +36,16 @@ class ApiKeys:
             raise RequestError(f"--api-keys {path}: holds no key: write one on each line")
         return cls(keys)
 
+    def check(self, authorization: str) -> None:
+        """Checks the header Authorization of a request.
+
+        Raises:
+            ServerError: It has none of the keys.
+        """
+        scheme, _, key = authorization.partition(" ")
+        if not (scheme.lower() == "bearer" and self.accepts(key.strip())):
+            raise refused("is wrong" if authorization else "is needed: send Authorization: Bearer KEY")
+
     def accepts(self, key: str) -> bool:
         """Whether a key is one of them. It takes the same time whichever it is, and if it is none."""
         given = _hash(key)
@@ -41,6 +53,15 @@ class ApiKeys:
         for known in self._hashes:
             found |= hmac.compare_digest(given, known)
         return found
+
+
+def refused(why: str) -> ServerError:
+    """The error of a request that has no key of this server.
+
+    Args:
+        why: What follows "the API key".
+    """
+    return ServerError(401, f"the API key {why}", code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 
 def _hash(key: str) -> bytes:

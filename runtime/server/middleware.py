@@ -8,10 +8,10 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from .errors import ClientStalledError, ServerError, shutting_down
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 access_log = logging.getLogger("neo_tf.access")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
-# Writes an error in the form of the protocol that a path belongs to.
-ErrorForm = Callable[[str, ServerError], dict[str, Any]]
+# Answers (method, path, error) in the form of the protocol that the path belongs to.
+AnswerError = Callable[[str, str, ServerError], Response]
 
 
 class Entrance:
@@ -36,24 +36,27 @@ class Entrance:
     Args:
         app: What answers the others.
         serving: The model, its options and its counters.
-        error_form: Writes an error.
-        open_paths: Paths that need no key.
-        always_open: Paths that are answered while the server ends.
+        answer_error: Answers an error.
+        open_paths: Paths that may be read (GET, HEAD) without a key.
+        always_open: Paths that may be read while the server ends.
+        own_checks: Paths whose routes check the key themselves.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         serving: Serving,
-        error_form: ErrorForm,
+        answer_error: AnswerError,
         open_paths: frozenset[str],
         always_open: frozenset[str],
+        own_checks: frozenset[str],
     ) -> None:
         self._app = app
         self._serving = serving
-        self._error_form = error_form
+        self._answer_error = answer_error
         self._open_paths = open_paths
         self._always_open = always_open
+        self._own_checks = own_checks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
@@ -71,7 +74,7 @@ class Entrance:
                 body = await self._enter(scope, headers, receive)
             except ServerError as error:
                 scope["state"]["error"] = error
-                response = JSONResponse(self._error_form(scope["path"], error), error.status, error.headers)
+                response = self._answer_error(scope["method"], scope["path"], error)
                 await response(scope, receive, answer.send)
             else:
                 await self._app(scope, body, answer.send)
@@ -88,9 +91,10 @@ class Entrance:
         """
         options = self._serving.options
         path = scope["path"]
-        if options.keys and path not in self._open_paths:
-            self._check_key(headers.get("authorization", ""))
-        if self._serving.admission.draining and path not in self._always_open:
+        reads = scope["method"] in ("GET", "HEAD")  # of the same path, a POST may generate
+        if options.keys and path not in self._own_checks and not (reads and path in self._open_paths):
+            options.keys.check(headers.get("authorization", ""))
+        if self._serving.admission.draining and not (reads and path in self._always_open):
             raise shutting_down()
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > options.max_body:
@@ -104,14 +108,6 @@ class Entrance:
             return messages.pop(0) if messages else await receive()
 
         return again
-
-    def _check_key(self, header: str) -> None:
-        keys = self._serving.options.keys
-        scheme, _, key = header.partition(" ")
-        if keys is None or (scheme.lower() == "bearer" and keys.accepts(key.strip())):
-            return
-        message = "the API key is wrong" if header else "an API key is needed: send Authorization: Bearer KEY"
-        raise ServerError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
     def _log(self, scope: Scope, answer: _Answer, request_id: str, seconds: float) -> None:
         state = scope["state"]
