@@ -18,6 +18,7 @@ import neo_tf
 from neo_tf.errors import RequestError
 
 from . import (
+    docs_page,
     npu_service,
     openai_chat,
     openai_completions,
@@ -72,6 +73,7 @@ PROTOCOLS = (
     Protocol(openai_chat.router),
     Protocol(openai_embeddings.router),
     Protocol(tokens.router),
+    Protocol(docs_page.router),
     Protocol(tgi_generate.router, tgi_form, TGI_STATUSES, ("/", "/generate", "/generate_stream", "/info")),
     Protocol(
         npu_service.router,
@@ -140,7 +142,7 @@ def create_app(serving: Serving, protocols: Sequence[Protocol] = PROTOCOLS) -> A
         yield
         await asyncio.to_thread(serving.close)
 
-    app = _App(title="neo-tf", version=neo_tf.__version__, lifespan=lifespan, redoc_url=None)
+    app = _App(title="neo-tf", version=neo_tf.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.serving = serving
     for protocol in protocols:
         app.include_router(protocol.router)

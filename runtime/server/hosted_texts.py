@@ -12,7 +12,6 @@ from ..argument_kinds import is_well_formed
 from ..argument_table import ARGUMENTS, OLD_NAMES
 from ..call_arguments import CallArguments
 from ..pipeline import SAMPLING_DEFAULTS
-from .errors import bad_request
 from .openai_fields import check_logprobs
 from .openai_logprobs import finite
 
@@ -60,12 +59,7 @@ class HostedTexts:
                 raise RequestError(f"a prompt must be a text, not {type(prompt).__name__}")
             _check_texts(prompt, "a prompt")
         options = _options(given, serving)
-        count = len(prompts) * options.slots_of_each
-        if count > serving.admission.limit:  # before that many requests are made
-            raise bad_request(
-                f"the request makes {count} sequences, and this server holds at most {serving.admission.limit} at once",
-                code="too_many_sequences",
-            )
+        serving.admission.check(len(prompts) * options.slots_of_each)  # before that many requests are made
         requests = [
             request
             for prompt in prompts
