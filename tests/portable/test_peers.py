@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 from conftest import GLOBAL_LOCAL, GOLDEN, TINY_PYTHON, Reference
-from peers import PEERS
-from peers import peer as installed
+from peer_helpers import PEERS
+from peer_helpers import peer as installed
 
 import neo_tf
 from neo_tf.evaluation.portable_session import PortableSession

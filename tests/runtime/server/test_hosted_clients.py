@@ -5,7 +5,7 @@ import os
 import subprocess
 
 import pytest
-from peers import peer
+from peer_helpers import peer
 from server_helpers import running_server
 
 import neo_tf
