@@ -1,1 +1,1 @@
-"""HTTP over the Service: one app, one file a protocol."""
+"""HTTP over the Service: one app, one folder a protocol."""

@@ -17,23 +17,15 @@ from starlette.types import ASGIApp
 import neo_tf
 from neo_tf.errors import RequestError
 
-from . import (
-    docs_page,
-    npu_service,
-    openai_chat,
-    openai_completions,
-    openai_embeddings,
-    operations,
-    page_routes,
-    pipeline_ai,
-    tgi_generate,
-    tokens,
-)
+from . import docs_page, operations, page_routes
 from .errors import ClientGoneError, ServerError, error_of, openai_form
 from .field_errors import field_error
+from .hosted import npu, pipeline_ai
 from .middleware import Entrance
+from .openai import chat, completions, embeddings, tokens
 from .serving import Serving
-from .tgi_errors import TGI_STATUSES, tgi_form
+from .tgi import generate
+from .tgi.errors import TGI_STATUSES, tgi_form
 
 
 @dataclass(frozen=True)
@@ -66,20 +58,20 @@ class Protocol:
         return any(path == own or path.startswith(f"{own}/") for own in self.error_paths)
 
 
-_OPENAI = Protocol(openai_completions.router)  # writes the errors of all paths that no other protocol has
+_OPENAI = Protocol(completions.router)  # writes the errors of all paths that no other protocol has
 PROTOCOLS = (
     Protocol(page_routes.router, open_paths=page_routes.page_paths(), always_open=page_routes.page_paths()),
     _OPENAI,
-    Protocol(openai_chat.router),
-    Protocol(openai_embeddings.router),
+    Protocol(chat.router),
+    Protocol(embeddings.router),
     Protocol(tokens.router),
     Protocol(docs_page.router),
-    Protocol(tgi_generate.router, tgi_form, TGI_STATUSES, ("/", "/generate", "/generate_stream", "/info")),
+    Protocol(generate.router, tgi_form, TGI_STATUSES, ("/", "/generate", "/generate_stream", "/info")),
     Protocol(
-        npu_service.router,
-        npu_service.npu_form,
+        npu.router,
+        npu.npu_form,
         error_paths=("/npu",),
-        own_checks=frozenset((npu_service.TOKEN_PATH,)),
+        own_checks=frozenset((npu.TOKEN_PATH,)),
     ),
     Protocol(pipeline_ai.router, pipeline_ai.pipeline_ai_form, error_paths=("/v2",)),
     Protocol(

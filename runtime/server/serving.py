@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends
 from fastapi import Request as HttpRequest
@@ -22,7 +22,6 @@ from .embedder import Embedder
 from .errors import ServerError, bad_request
 from .mailbox import Mailbox
 from .metrics import Metrics
-from .npu_tasks import Tasks
 from .text_filter import Judge, TextFilter
 from .token_texts import TokenTexts
 from .uploads import Uploads
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
 # What clients of Text Generation Inference send for "the model that is served".
 _ANY_MODEL = ("tgi", "dummy")
+_Part = TypeVar("_Part")
 _prompt_log = logging.getLogger("neo_tf.prompts")
 
 
@@ -81,7 +81,6 @@ class Serving:
         service: The engine in its thread.
         embedder: What computes hidden states, in a thread of its own.
         uploads: What clients have sent to be used by their next requests.
-        tasks: What runs in the background.
         created: When it was made, in seconds since 1970.
         texts: What single tokens are written as.
 
@@ -104,7 +103,7 @@ class Serving:
         self.metrics = Metrics(self.service, pipeline.engine, self.admission)
         self.embedder = Embedder(self._load_encoder, self.admission)
         self.uploads = Uploads("upload")
-        self.tasks = Tasks()
+        self._parts: dict[type, Any] = {}
         self.created = int(time.time())
         self._mailbox: Mailbox | None = None
         self._text_filter = TextFilter(options.judge, self.tokenizer) if options.judge else None
@@ -113,6 +112,12 @@ class Serving:
     def name(self) -> str:
         """The model's name in answers."""
         return self.options.names[0]
+
+    def part(self, kind: type[_Part]) -> _Part:
+        """What a protocol keeps beside the model: one object of this class, made when it is first asked for."""
+        if kind not in self._parts:
+            self._parts[kind] = kind()
+        return self._parts[kind]
 
     def check_name(self, name: str | None) -> None:
         """Raises ServerError, 404, where a request names a model that is not served."""

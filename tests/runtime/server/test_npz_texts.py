@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from neo_tf.errors import RequestError
-from neo_tf.runtime.server.npz_texts import read_npz_texts
+from neo_tf.runtime.server.hosted.npz_texts import read_npz_texts
 
 
 def npz(*arrays, save=np.savez, **named):

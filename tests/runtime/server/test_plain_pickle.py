@@ -11,7 +11,7 @@ import tracemalloc
 import pytest
 
 from neo_tf.errors import RequestError
-from neo_tf.runtime.server.plain_pickle import read_plain_pickle
+from neo_tf.runtime.server.hosted.plain_pickle import read_plain_pickle
 
 # What the client of the card sends, and what else a call of generate may hold.
 PLAIN = [

@@ -12,7 +12,7 @@ import neo_tf
 from neo_tf.runtime.argument_kinds import Number, Whole
 from neo_tf.runtime.argument_table import ARGUMENTS
 from neo_tf.runtime.server.fields import argument_fields
-from neo_tf.runtime.server.openai_completions import CompletionBody
+from neo_tf.runtime.server.openai.completions import CompletionBody
 
 PROMPT = "def read_lines(path):"
 SAMPLED = {"max_tokens": 24, "temperature": 0.8, "seed": 11}

@@ -11,9 +11,9 @@ from hosted_helpers import npu_form, npz, post_json, run_pipeline, start_task, s
 from server_helpers import running_server
 
 import neo_tf
-from neo_tf.runtime.server import npu_tasks
 from neo_tf.runtime.server.api_keys import ApiKeys
-from neo_tf.runtime.server.npu_tasks import Task
+from neo_tf.runtime.server.hosted import npu_tasks
+from neo_tf.runtime.server.hosted.npu_tasks import Task, Tasks
 from neo_tf.runtime.server.uploads import Limits, Uploads
 
 PROMPT = "def read_lines(path):"
@@ -448,11 +448,11 @@ def test_a_task_that_fails_says_why(server, ann, monkeypatch):
 
 
 def test_a_task_that_nobody_asks_for_ends_and_frees_its_slots(slow, monkeypatch):
-    monkeypatch.setattr(slow.serving.tasks, "_kept", Uploads("task", Limits(seconds=0.5), Task.cancel))
+    monkeypatch.setattr(slow.serving.part(Tasks), "_kept", Uploads("task", Limits(seconds=0.5), Task.cancel))
     begin = len(slow.steps)
     with slow.client() as client:
         task = start_task(client, [PROMPT], max_new_tokens=400, eos_token_id=[], num_return_sequences=2)
-        slow.wait_until(lambda: not slow.serving.tasks._running)
+        slow.wait_until(lambda: not slow.serving.part(Tasks)._running)
         assert len(slow.steps) - begin < 350
         assert client.get(f"/npu/status/{task}").status_code == 404
     slow.wait_until(lambda: slow.free_slots == 4 and slow.serving.admission.active == 0)
@@ -468,7 +468,7 @@ def test_a_token_has_so_many_tasks_that_run(slow, monkeypatch):
         assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1 and "2 tasks" in told(answer)
         start_task(other, [PROMPT], max_new_tokens=2)
     for name in tasks:
-        slow.serving.tasks._kept._entries[name].value.cancel()
+        slow.serving.part(Tasks)._kept._entries[name].value.cancel()
     slow.wait_until(lambda: slow.serving.admission.active == 0)
 
 

@@ -13,12 +13,12 @@ from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import JSONResponse, Response
 
-from ..argument_kinds import Choice, Flag
-from ..pooling import pool
-from .errors import bad_request
-from .fields import Argument, Checked, Ignored, NotServed
+from ...argument_kinds import Choice, Flag
+from ...pooling import pool
+from ..errors import bad_request
+from ..fields import Argument, Checked, Ignored, NotServed
+from ..serving import Served, Serving
 from .prompt_field import Prompts
-from .serving import Served, Serving
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 

@@ -10,13 +10,13 @@ from starlette.responses import Response
 
 import neo_tf
 
-from .answering import answer
-from .errors import bad_request
-from .serving import Served, Serving
-from .streaming import STREAMED
-from .tgi_answer import TgiAnswer
-from .tgi_errors import TGI_ERROR
-from .tgi_fields import GenerateBody
+from ..answering import answer
+from ..errors import bad_request
+from ..serving import Served, Serving
+from ..streaming import STREAMED
+from .answer import TgiAnswer
+from .body import GenerateBody
+from .errors import TGI_ERROR
 
 router = APIRouter(tags=["Text Generation Inference"], responses=TGI_ERROR)
 

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from neo_tf.errors import RequestError
 
-from ..argument_kinds import is_well_formed
-from ..argument_table import ARGUMENTS, OLD_NAMES
-from ..call_arguments import CallArguments
-from ..pipeline import SAMPLING_DEFAULTS
-from .openai_fields import check_logprobs
-from .openai_logprobs import finite
+from ...argument_kinds import is_well_formed
+from ...argument_table import ARGUMENTS, OLD_NAMES
+from ...call_arguments import CallArguments
+from ...pipeline import SAMPLING_DEFAULTS
+from ..logprob_values import check_logprobs, finite
 
 if TYPE_CHECKING:
-    from ..arguments import GenerateArguments
-    from ..engine.generation import Generation
-    from ..engine.request import Request
-    from .serving import Serving
+    from ...arguments import GenerateArguments
+    from ...engine.generation import Generation
+    from ...engine.request import Request
+    from ..serving import Serving
 
 _MOST_LOGPROBS = 5  # where the server's --max-logprobs does not say another number
 

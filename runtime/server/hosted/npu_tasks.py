@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .errors import ServerError, error_of
-from .uploads import Uploads
+from ..errors import ServerError, error_of
+from ..uploads import Uploads
 
 if TYPE_CHECKING:
-    from .call import Call
-    from .hosted_texts import HostedTexts
+    from ..call import Call
+    from .texts import HostedTexts
 
 _MOST_RUNNING = 128  # of one owner, so that a task that runs is not forgotten for a newer one
 _BYTES_OF_TOKEN = 16  # of a result, about

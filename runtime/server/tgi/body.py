@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict
 
 from neo_tf.errors import RequestError
 
-from ..argument_kinds import Flag, Kind, WellFormedText, Whole
-from .errors import bad_request
-from .fields import Argument, Checked, Ignored, NotServed, arguments_of
-from .served_arguments import served_arguments
-from .serving import Serving
+from ...argument_kinds import Flag, Kind, WellFormedText, Whole
+from ..errors import bad_request
+from ..fields import Argument, Checked, Ignored, NotServed, arguments_of
+from ..served_arguments import served_arguments
+from ..serving import Serving
 
 if TYPE_CHECKING:
-    from ..arguments import GenerateArguments
+    from ...arguments import GenerateArguments
 
 # As in Text Generation Inference.
 _NEW_TOKENS = 100

@@ -14,13 +14,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from neo_tf.errors import RequestError
 
-from .api_keys import refused
-from .errors import ServerError, bad_request, error_of
-from .hosted_texts import HostedTexts
-from .npu_fields import PredictBody, TokenBody, read_prediction, read_upload
+from ..api_keys import refused
+from ..errors import ServerError, bad_request, error_of
+from ..serving import Served, Serving
+from ..uploads import owner_of
+from .npu_body import PredictBody, TokenBody, read_prediction, read_upload
+from .npu_tasks import Tasks
 from .npz_texts import read_npz_texts
-from .serving import Served, Serving
-from .uploads import owner_of
+from .texts import HostedTexts
 
 TOKEN_PATH = "/npu/Token"
 
@@ -145,16 +146,16 @@ async def predict(body: PredictBody, serving: Served, http: HttpRequest) -> Resp
     if not name:
         raise bad_request("dataId is missing: upload the data first", "dataId", "missing_field")
     data = serving.uploads.get(owner, name, Prompts)
-    serving.tasks.check(owner)
+    serving.part(Tasks).check(owner)
     texts = await asyncio.to_thread(HostedTexts.of, data.texts, body.input_kwargs or {}, serving)
     serving.log_prompt(http, texts.prompts)
-    return PlainTextResponse(serving.tasks.start(owner, texts, serving.start(texts.requests)))
+    return PlainTextResponse(serving.part(Tasks).start(owner, texts, serving.start(texts.requests)))
 
 
 @router.get("/status/{task_id}", summary="How far a task is")
 async def status(task_id: str, serving: Served, http: HttpRequest, include_result: str = "") -> Response:
     """Returns a task's state and progress, and with include_result=True its texts or why it failed."""
-    task = serving.tasks.get(owner_of(http), task_id)
+    task = serving.part(Tasks).get(owner_of(http), task_id)
     found = {"state": task.state, "taskType": _TASK_TYPE, "progress": task.progress}
     if include_result.lower() in ("true", "1"):
         found["result"] = task.result

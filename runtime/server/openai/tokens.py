@@ -9,12 +9,12 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import JSONResponse, Response
 
-from ..argument_kinds import Flag, Text, TokenIds
-from .errors import bad_request
-from .fields import Checked
+from ...argument_kinds import Flag, Text, TokenIds
+from ..errors import bad_request
+from ..fields import Checked
+from ..serving import Served, Serving
+from .chat import ChatBody, chat_prompt
 from .messages_field import Messages
-from .openai_chat import ChatBody, chat_prompt
-from .serving import Served, Serving
 
 router = APIRouter(tags=["tokenizer"])
 

@@ -11,30 +11,30 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from ..argument_kinds import Flag, Whole
-from .answering import answer
-from .errors import bad_request
-from .fields import Argument, Checked, NotServed
-from .openai_answer import OpenAIAnswer
-from .openai_fields import (
+from ...argument_kinds import Flag, Whole
+from ..answering import answer
+from ..errors import bad_request
+from ..fields import Argument, Checked, NotServed
+from ..logprob_values import check_logprobs
+from ..serving import Served, Serving
+from ..streaming import STREAMED
+from .answer import OpenAIAnswer
+from .body import (
     OpenAIBody,
     check_body,
-    check_logprobs,
     finish_reason,
     generate_arguments,
     refuse_streamed_prompt_logprobs,
     truncation,
     usage,
 )
-from .openai_logprobs import CompletionLogprobs, joined, prompt_logprobs
+from .logprobs import CompletionLogprobs, joined, prompt_logprobs
 from .prompt_field import Prompts
-from .serving import Served, Serving
-from .streaming import STREAMED
 
 if TYPE_CHECKING:
-    from ..engine.generation import Generation
-    from ..engine.request import Request
-    from .call import Update
+    from ...engine.generation import Generation
+    from ...engine.request import Request
+    from ..call import Update
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 

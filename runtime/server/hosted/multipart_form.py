@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fastapi import Request as HttpRequest
 from starlette.requests import ClientDisconnect
 
 from neo_tf.errors import RequestError
 
-from .errors import ClientGoneError
+from ..errors import ClientGoneError
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # whoever sends a damaged form is told so
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 _MOST_PARTS = 8
 _MOST_HEADER_BYTES = 4096  # of all headers of a part
@@ -92,7 +95,7 @@ class _Collector:
         self._value: bytes = b""
         self._header_bytes = 0
 
-    def callbacks(self) -> dict[str, Any]:
+    def callbacks(self) -> MultipartCallbacks:
         """The parser's callbacks."""
         return {
             "on_part_begin": self._begin,

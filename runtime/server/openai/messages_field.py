@@ -9,7 +9,7 @@ from pydantic_core import core_schema
 
 from neo_tf.errors import RequestError
 
-from ..argument_kinds import is_well_formed
+from ...argument_kinds import is_well_formed
 
 
 class Messages:

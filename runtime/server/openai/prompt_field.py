@@ -9,7 +9,7 @@ from pydantic_core import core_schema
 
 from neo_tf.errors import RequestError
 
-from ..argument_kinds import is_well_formed
+from ...argument_kinds import is_well_formed
 
 _FORMS = "a text, a list of texts, token ids, or a list of lists of token ids"
 

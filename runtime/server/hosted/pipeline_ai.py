@@ -18,14 +18,14 @@ from starlette.responses import JSONResponse, Response
 
 from neo_tf.errors import RequestError
 
-from ..argument_kinds import WellFormedText
-from .errors import ServerError, bad_request
-from .fields import Checked, Ignored, NotServed
-from .hosted_texts import HostedTexts
+from ...argument_kinds import WellFormedText
+from ..errors import ServerError, bad_request
+from ..fields import Checked, Ignored, NotServed
+from ..serving import Served, Serving
+from ..uploads import owner_of
 from .multipart_form import read_form
 from .plain_pickle import read_plain_pickle
-from .serving import Served, Serving
-from .uploads import owner_of
+from .texts import HostedTexts
 
 _LONGEST_NAME = 200  # characters of a file's name and path, which are only told back
 _MOST_SHOWN = 20_000  # bytes of a file whose description holds it

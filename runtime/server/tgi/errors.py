@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .errors import ServerError
+from ..errors import ServerError
 
 # Its statuses for what is 400 and 500 elsewhere.
 TGI_STATUSES = {400: 422, 500: 424}

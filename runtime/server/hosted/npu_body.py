@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from neo_tf.errors import RequestError
 
-from ..argument_kinds import Text, WellFormedText
-from .field_errors import field_error
-from .fields import Checked, Ignored, NotServed
+from ...argument_kinds import Text, WellFormedText
+from ..field_errors import field_error
+from ..fields import Checked, Ignored, NotServed
 from .multipart_form import FormPart, read_form
 
 _NO_SCRIPTS = NotServed("no code of others is run", ([],))

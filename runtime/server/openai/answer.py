@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import ServerError, openai_form
-from .streaming import event_json
+from ..errors import ServerError, openai_form
+from ..streaming import event_json
 
 if TYPE_CHECKING:
-    from ..engine.generation import Generation
-    from ..engine.request import Request
-    from .call import Update
-    from .serving import Serving
+    from ...engine.generation import Generation
+    from ...engine.request import Request
+    from ..call import Update
+    from ..serving import Serving
 
 
 class OpenAIAnswer:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..logprob_values import finite
+
 if TYPE_CHECKING:
-    from ..engine.generation import Generation
-    from ..engine.request import Request
-    from .serving import Serving
+    from ...engine.generation import Generation
+    from ...engine.request import Request
+    from ..serving import Serving
 
 
 class CompletionLogprobs:
@@ -125,8 +127,3 @@ def prompt_logprobs(serving: Serving, generation: Generation, count: int) -> lis
 
 def _prompt_token(serving: Serving, token: int, logprob: float, rank: int | None) -> dict[str, Any]:
     return {"logprob": finite(logprob), "rank": rank, "decoded_token": serving.texts.text(token)}
-
-
-def finite(logprob: float) -> float:
-    """A log-probability that JSON can hold. As in OpenAI's API, -9999 stands for what is too small."""
-    return max(logprob, -9999.0)

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ..argument_kinds import Kind, Whole
-from ..argument_table import ARGUMENTS
-from ..guided.response_format import guided_arguments
-from .errors import bad_request
-from .fields import Argument, Checked, Ignored, NotServed, argument_fields, arguments_of
-from .served_arguments import served_arguments
-from .serving import Serving
+from ...argument_kinds import Kind, Whole
+from ...argument_table import ARGUMENTS
+from ...guided.response_format import guided_arguments
+from ..errors import bad_request
+from ..fields import Argument, Checked, Ignored, NotServed, argument_fields, arguments_of
+from ..served_arguments import served_arguments
+from ..serving import Serving
 
 if TYPE_CHECKING:
-    from ..arguments import GenerateArguments
-    from ..engine.generation import Generation
+    from ...arguments import GenerateArguments
+    from ...engine.generation import Generation
 
 # What holds where neither the request nor the model's generation_config.json says anything: as in OpenAI's API.
 _DEFAULTS: Mapping[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "include_stop_str_in_output": False}
@@ -139,13 +139,6 @@ def check_body(body: OpenAIBody, serving: Serving) -> None:
             if not 0 <= token < n_vocab:
                 message = f"{field}: token id {token} is outside the vocabulary of {n_vocab}"
                 raise bad_request(message, field, "invalid_value")
-
-
-def check_logprobs(count: int | None, field: str, most: int, serving: Serving) -> None:
-    """Raises ServerError where more alternatives are asked for than the server returns."""
-    limit = most if serving.options.max_logprobs is None else serving.options.max_logprobs
-    if count is not None and count > limit:
-        raise bad_request(f"{field} must be at most {limit} on this server, not {count}", field, "invalid_value")
 
 
 def generate_arguments(

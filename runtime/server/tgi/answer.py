@@ -6,21 +6,20 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..engine.generation import FinishReason
-from ..engine.stopping import text_stream
-from .errors import ServerError
-from .openai_fields import check_logprobs
-from .openai_logprobs import finite
-from .streaming import event_json
-from .tgi_errors import tgi_form
-from .tgi_fields import GenerateParameters, generate_arguments
+from ...engine.generation import FinishReason
+from ...engine.stopping import text_stream
+from ..errors import ServerError
+from ..logprob_values import check_logprobs, finite
+from ..streaming import event_json
+from .body import GenerateParameters, generate_arguments
+from .errors import tgi_form
 
 if TYPE_CHECKING:
-    from ..engine.generation import Generation
-    from ..engine.request import Request
-    from .call import Update
-    from .serving import Serving
-    from .tgi_fields import GenerateBody
+    from ...engine.generation import Generation
+    from ...engine.request import Request
+    from ..call import Update
+    from ..serving import Serving
+    from .body import GenerateBody
 
 _MOST_TOP_TOKENS = 5  # as in Text Generation Inference
 

@@ -1,0 +1,1 @@
+"""The protocols of the hosted services that the model cards show."""
