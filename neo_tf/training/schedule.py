@@ -64,8 +64,9 @@ class WarmupAndDecay(optimizers.schedules.LearningRateSchedule):
         return rate
 
     def _decayed(self, now: KerasTensor) -> KerasTensor:
-        # The order of the operations is that of TensorFlow's polynomial_decay and cosine_decay, whose rounding counts.
-        done = ops.minimum(now, float(self.decay_end)) / float(self.decay_end)
+        # The order of the operations is that of TensorFlow's polynomial_decay and cosine_decay in a graph, where a
+        # division by a constant has become a product: the rounding counts.
+        done = ops.minimum(now, float(self.decay_end)) * (1.0 / self.decay_end)
         if self.decay == "linear":
             floor = self.lr * _FLOOR
             return (self.lr - floor) * (1.0 - done) + floor

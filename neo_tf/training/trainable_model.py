@@ -66,9 +66,7 @@ class TrainableGPTNeo(GPTNeo):
             self.add_loss(loss)
         return result
 
-    def loss_and_gradients(
-        self, x: KerasTensor, y: KerasTensor
-    ) -> tuple[KerasTensor, list[KerasTensor | None]]:
+    def loss_and_gradients(self, x: KerasTensor, y: KerasTensor) -> tuple[KerasTensor, list[KerasTensor | None]]:
         """The loss of a batch, and its gradients by the trainable variables.
 
         Microbatch j of n holds the rows j, j + n, j + 2n, ...
