@@ -1,12 +1,13 @@
 """The original's checkpoints: `model.ckpt-N.index` and its data shards, as mesh_tensorflow's saver writes them."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neo_tf.checkpoints.checkpoint import Checkpoint
+from neo_tf.checkpoints.checkpoint import Checkpoint, LazyTensor
 from neo_tf.checkpoints.dtypes import DTYPES, dtype_name
 from neo_tf.checkpoints.model_files import read_files, write_files
 from neo_tf.checkpoints.tensor_bundle import ShardWriter, check_shards, find_prefix, read_variables
@@ -81,7 +82,7 @@ def read_mesh_tf(
     folder = prefix.parent
     # The dataset config lies beside the weights, or beside a config that lies elsewhere.
     home = Path(config).parent if config is not None and not read_dataset_config(folder) else folder
-    params = with_token_ids(GPTNeoConfig.from_file(config or _find_config(folder), moe_policy), home)
+    params = with_token_ids(GPTNeoConfig.from_file(config or find_config(folder), moe_policy), home)
 
     stored = read_variables(prefix)
     others = [name for name in stored if name == GLOBAL_STEP or is_slot(name)]
@@ -99,7 +100,19 @@ def read_mesh_tf(
     return Checkpoint(prefix, "mesh-tf", params, tensors, read_files("mesh-tf", home, params, tokenizer), verify)
 
 
-def write_mesh_tf(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
+def read_slots(prefix: Path) -> dict[str, LazyTensor]:
+    """The slots of the optimizer that a checkpoint of the original code was trained with, under the original's names.
+
+    Raises:
+        CheckpointError: The index is damaged. Reading a tensor raises it where a shard is.
+        MissingExtraError: TensorFlow is not installed.
+    """
+    return {name: tensor for name, tensor in read_variables(prefix).items() if is_slot(name)}
+
+
+def write_mesh_tf(
+    checkpoint: Checkpoint, folder: Path, progress: Progress, slots: Mapping[str, LazyTensor] | None = None
+) -> None:
     """Writes a folder that the original code restores: the checkpoint, its config and its dataset config.
 
     The original has one type for all variables, bfloat16 or float32. float16 and mixed types are widened to float32.
@@ -107,7 +120,9 @@ def write_mesh_tf(checkpoint: Checkpoint, folder: Path, progress: Progress) -> N
     Args:
         checkpoint: The checkpoint.
         folder: The folder that the files go into.
-        progress: Called as progress(bytes, name) after each tensor.
+        progress: Called as progress(bytes, name) after each tensor, slots included.
+        slots: An optimizer's slots, under the original's names. Without them the original evaluates and predicts with
+            the checkpoint, but cannot go on training.
 
     Raises:
         ConfigError: The original has no key for an option that the model uses.
@@ -119,9 +134,11 @@ def write_mesh_tf(checkpoint: Checkpoint, folder: Path, progress: Progress) -> N
     _write_configs(checkpoint, folder)  # before the weights, because it refuses what the original has no key for
     dtype = _master_dtype(checkpoint)
     shards.add(GLOBAL_STEP, np.asarray(step, np.int64))
-    for name, tensor in checkpoint.tensors.items():
+    stored = [(name, tensor, dtype) for name, tensor in checkpoint.tensors.items()]
+    stored += [(name, tensor, DTYPES["float32"]) for name, tensor in (slots or {}).items()]
+    for name, tensor, stored_dtype in stored:
         shards.make_room(tensor.nbytes)
-        shards.add(name, tensor.read().astype(dtype, copy=False))
+        shards.add(name, tensor.read().astype(stored_dtype, copy=False))
         progress(tensor.nbytes, name)
     shards.finish()
     prefix = folder / f"model.ckpt-{step}"
@@ -169,7 +186,7 @@ def _without_defaults(training: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in training.items() if key not in added or value != added[key]}
 
 
-def _find_config(folder: Path) -> Path:
+def find_config(folder: Path) -> Path:
     """config.json, or the only JSON file in the folder that looks like a model's config.
 
     Raises:
