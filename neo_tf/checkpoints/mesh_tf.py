@@ -61,6 +61,7 @@ def read_mesh_tf(
     tokenizer: Path | str | None = None,
     config: Path | str | None = None,
     moe_policy: str | None = None,
+    needs_tokenizer: bool = True,
 ) -> Checkpoint:
     """Opens a checkpoint of the original code. Optimizer slots and global_step are not among its tensors.
 
@@ -69,6 +70,7 @@ def read_mesh_tf(
         tokenizer: As in read_files.
         config: The path of the original's JSON config, where it is not beside the weights.
         moe_policy: As in open_checkpoint.
+        needs_tokenizer: As in read_files.
 
     Raises:
         CheckpointError: A shard is missing or damaged, or the variables do not fit the config.
@@ -97,7 +99,8 @@ def read_mesh_tf(
         params = params.replace(training=params.training | {GLOBAL_STEP: step})
     if params.huggingface_keys:
         params = params.replace(training=_without_defaults(params.training))
-    return Checkpoint(prefix, "mesh-tf", params, tensors, read_files("mesh-tf", home, params, tokenizer), verify)
+    files = read_files("mesh-tf", home, params, tokenizer, needs_tokenizer)
+    return Checkpoint(prefix, "mesh-tf", params, tensors, files, verify)
 
 
 def read_slots(prefix: Path) -> dict[str, LazyTensor]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 if TYPE_CHECKING:
@@ -118,5 +119,5 @@ def clip_by_global_norm(gradients: Sequence[KerasTensor | None], largest: float)
 
 
 def as_dense(gradient: Any) -> KerasTensor:
-    """A gradient as a tensor: that of an embedding comes as rows and their numbers."""
-    return ops.convert_to_tensor(gradient)
+    """A gradient as a tensor: that of an embedding comes as rows and their numbers, some of them several times."""
+    return tf.convert_to_tensor(gradient)  # keras.ops would take the rows for the values of a whole tensor

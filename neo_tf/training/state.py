@@ -50,11 +50,15 @@ class TrainingState:
         return self.checkpoint.nbytes + sum(tensor.nbytes for tensor in others)
 
 
-def read_state(path: Path | str) -> TrainingState:
+def read_state(
+    path: Path | str, tokenizer: Path | str | None = None, config: Path | str | None = None
+) -> TrainingState:
     """Opens a checkpoint with its optimizer's state: a Keras folder that a Saver wrote, or one of the original's.
 
     Args:
         path: A Keras folder; the original's `model.ckpt-N` prefix, or a folder with one.
+        tokenizer: As in open_checkpoint. Training goes on without one; a note says where it is missing.
+        config: As in open_checkpoint.
 
     Raises:
         CheckpointError: There is no such checkpoint, it is damaged, or no optimizer's slots lie in it.
@@ -62,16 +66,16 @@ def read_state(path: Path | str) -> TrainingState:
     """
     prefix = find_prefix(path)
     if prefix is not None:
-        checkpoint = read_mesh_tf(path)
+        config = config or find_config(prefix.parent)
+        checkpoint = read_mesh_tf(path, tokenizer, config, needs_tokenizer=False)
         slots = read_slots(prefix)
         slices: dict[str, LazyTensor] = {}
-        config = find_config(prefix.parent)
         seed = None
     elif is_keras(path):
         folder = Path(path)
-        checkpoint = read_keras(folder)
+        config = config or folder / CONFIG_FILE
+        checkpoint = read_keras(folder, tokenizer, config)
         slots, slices = _read_optimizer(folder, checkpoint)
-        config = folder / CONFIG_FILE
         seed = _read_dropout_seed(folder)
     else:
         raise CheckpointError(f"{path}: neither a checkpoint of a run nor one of the original's")
