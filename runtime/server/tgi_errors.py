@@ -14,7 +14,7 @@ _TYPES = {400: "validation", 408: "validation", 413: "validation", 429: "overloa
 
 def tgi_form(error: ServerError) -> dict[str, Any]:
     """An error as its clients read it: the text alone can name the field."""
-    message = (
-        error.message if error.param is None or error.param in error.message else f"{error.param}: {error.message}"
-    )
+    message = error.message
+    if error.param not in (None, "parameters") and error.param not in message:
+        message = f"{error.param}: {message}"
     return {"error": message, "error_type": _TYPES.get(error.status, error.code or error.type)}

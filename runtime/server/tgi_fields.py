@@ -12,7 +12,7 @@ from neo_tf.errors import RequestError
 
 from ..argument_kinds import Flag, Kind, WellFormedText, Whole
 from .errors import bad_request
-from .fields import Argument, Checked, NotServed, arguments_of
+from .fields import Argument, Checked, Ignored, NotServed, arguments_of
 from .served_arguments import served_arguments
 from .serving import Serving
 
@@ -104,6 +104,7 @@ class GenerateBody(BaseModel):
     inputs: Annotated[Any, Checked(WellFormedText(), "The text that is continued.")]
     parameters: GenerateParameters | None = None
     stream: bool | None = None
+    options: Annotated[Any, Ignored()] = None  # older clients of hosted endpoints send it
 
 
 def generate_arguments(asked: GenerateParameters, serving: Serving, streams: bool) -> GenerateArguments:

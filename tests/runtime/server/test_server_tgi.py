@@ -258,6 +258,11 @@ def test_what_is_wrong_is_named(client, parameters, named):
         client.text_generation(PROMPT, **parameters)
 
 
+def test_the_name_stands_once_in_the_message(server):
+    answer = server.post("/generate", inputs="a", parameters={"top_k": -1}, options={"wait_for_model": True})
+    assert answer.json()["error"] == "top_k must be at least 0, not -1"
+
+
 def test_wrong_bodies(server):
     for body in ({}, {"inputs": None}, {"inputs": 3}, {"inputs": "a", "parameters": {"tempratur": 1}}):
         answer = server.post("/generate", **body)
