@@ -52,7 +52,6 @@ class TrainableGPTNeo(GPTNeo):
         """A layer of the forward pass, of which the backward pass keeps the input alone: [batch, seq, embd]."""
         scope = self.scope[""] if self.config.share_parameters else layer.scope
 
-        @tf.recompute_grad
         def run(h: KerasTensor, seed: KerasTensor) -> Any:
             # The backward pass calls this outside of the scope in which Keras casts variables.
             own = _cast(scope, self.compute_dtype)
@@ -60,7 +59,7 @@ class TrainableGPTNeo(GPTNeo):
             return y if loss is None else (y, loss)
 
         # The seed is drawn once, so that both passes drop the same elements.
-        result = run(h, self.seed_generator.next())
+        result = tf.recompute_grad(run)(h, self.seed_generator.next())
         if isinstance(result, tuple | list):
             result, loss = result
             self.add_loss(loss)
