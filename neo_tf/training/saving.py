@@ -102,28 +102,39 @@ class Saver:
             staged.rmdir()
         except OSError as error:
             raise OutputError(f"{prefix}: cannot be written: {error.strerror or error}") from None
-        self._list_checkpoints()
+        self._list(prefix.name)
         return prefix
 
     def _remove_oldest(self) -> None:
-        if not self.keep:
-            return
         for hidden in self.run.glob(f".checkpoint-*{_REMOVED}"):
             shutil.rmtree(hidden, ignore_errors=True)  # of a process that was killed here
-        for path in list(self.checkpoints().values())[: -self.keep]:
-            if self.format == "keras":
+        if not self.keep:
+            return
+        if self.format == "keras":
+            for path in list(self.checkpoints().values())[: -self.keep]:
                 hidden = path.with_name(f".{path.name}{_REMOVED}")
                 path.rename(hidden)  # at once, so that half of a checkpoint is never found under its name
                 shutil.rmtree(hidden)
-            else:
-                path.with_name(f"{path.name}.index").unlink()
-                for shard in path.parent.glob(f"{path.name}.data-*-of-*"):
-                    shard.unlink()
-        if self.format == "mesh-tf":
-            self._list_checkpoints()
+            return
+        # As TensorFlow does it: a checkpoint that is not listed was put there by somebody, and stays.
+        for name in self._listed()[: -self.keep]:
+            (self.run / f"{name}.index").unlink()
+            for shard in self.run.glob(f"{name}.data-*-of-*"):
+                shard.unlink()
+        self._list()
 
-    def _list_checkpoints(self) -> None:
-        names = [path.name for path in self.checkpoints().values()]
+    def _listed(self) -> list[str]:
+        """The names in the file `checkpoint` whose checkpoints are there, the oldest first."""
+        state = self.run / _STATE
+        if not state.is_file():
+            return []
+        found = re.findall(r'^all_model_checkpoint_paths:\s*"(.+)"', state.read_text(errors="replace"), re.MULTILINE)
+        there = {path.name for path in self.checkpoints().values()}
+        return sorted({Path(path).name for path in found} & there, key=step_of)
+
+    def _list(self, *new: str) -> None:
+        """Writes the file `checkpoint`, with new names added to it."""
+        names = sorted({*self._listed(), *new}, key=step_of)
         lines = [f'model_checkpoint_path: "{names[-1]}"', *(f'all_model_checkpoint_paths: "{name}"' for name in names)]
         with new_file(self.run / _STATE) as file:
             file.write_text("\n".join(lines) + "\n")

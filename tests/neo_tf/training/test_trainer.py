@@ -153,6 +153,20 @@ def test_a_bfloat16_run_keeps_the_low_bits_of_its_weights(tmp_path, tiny):
     assert np.abs(np.asarray(weight) - exact).max() <= 2**-8 * np.abs(exact).max()
 
 
+def test_a_checkpoint_that_the_list_does_not_name_stays(tiny, tmp_path):
+    trainer, params, start = tiny
+    saver = Saver(tmp_path, "mesh-tf", keep=1)
+    for step in (1, 2):
+        trainer.optimizer.iterations.assign(step)
+        saver.save(trainer.state(start, params))
+        (tmp_path / "checkpoint").unlink()
+    trainer.optimizer.iterations.assign(3)
+    saver.save(trainer.state(start, params))
+    trainer.optimizer.iterations.assign(4)
+    saver.save(trainer.state(start, params))
+    assert list(saver.checkpoints()) == [1, 2, 4]
+
+
 def test_weights_that_are_no_numbers_are_not_saved(tiny, tmp_path):
     trainer, params, start = tiny
     saver = Saver(tmp_path / "run")
