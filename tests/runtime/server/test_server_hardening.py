@@ -46,6 +46,36 @@ def test_more_sequences_than_ever_fit_are_refused_before_one_is_made(server, pat
     assert answer.status_code in (400, 422) and "this server holds at most 260 at once" in answer.text
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "a" * 3_000_000}),
+        ("/v1/completions", {"prompt": ["x", "a" * 3_000_000]}),
+        ("/v1/embeddings", {"input": "a" * 3_000_000}),
+        ("/generate", {"inputs": "a" * 3_000_000}),
+    ],
+)
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(server, monkeypatch, path, body):
+    encode = server.serving.tokenizer.encode
+
+    def short(text, **options):
+        assert len(text) < 100_000
+        return encode(text, **options)
+
+    monkeypatch.setattr(server.serving.tokenizer, "encode", short)
+    answer = server.post(path, **body)
+    assert answer.status_code in (400, 422) and "a text of 3000000 characters" in answer.text
+
+
+def test_a_text_that_just_fits_is_served(server):
+    longest = max(server.serving.tokenizer.get_vocab(), key=len)
+    text = server.serving.tokenizer.convert_tokens_to_string([longest]) * 500
+    assert len(server.serving.tokenizer.encode(text)) == 500
+    assert server.complete(prompt=text, max_tokens=1)["usage"]["prompt_tokens"] == 500
+    long = server.complete(prompt=text * 3, max_tokens=1, truncate_prompt_tokens=5)
+    assert long["usage"]["prompt_tokens"] == 5
+
+
 # ---- structured output
 
 
