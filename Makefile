@@ -14,6 +14,9 @@ MODEL := tests/fixtures/tiny-python
 PROMPT ?= def read_lines(path):
 N ?= 2000
 SEED ?= 0
+# The whole suite runs in two processes, each of which takes 2 GB of memory and hardly more than one core. The tests of
+# a file stay together, with the models that they share. In one process: make test TOGETHER=
+TOGETHER ?= --numprocesses 2 --dist loadfile
 
 .PHONY: help demo test gpu threads schedules random-folders server-fuzz server-soak lint types peers lock update latest clean
 
@@ -31,7 +34,7 @@ test: $(VENV)/.test peers ## style, types and the whole suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(MAKE) types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TOGETHER)
 
 # Only what looks for a driver needs no installation; whether a GPU starts is seen by starting a session on it.
 gpu: ## all that only a GPU can tell, in 10 minutes, with a report in build/gpu; ends with 2 where no GPU starts
@@ -161,7 +164,7 @@ latest: ## runs the suite with the newest of everything that setup.py allows, in
 	$(LATEST)/bin/python -m pip install $(QUIET) --editable '.[test]'
 	$(LATEST)/bin/python -m pip uninstall $(QUIET) --yes triton # requirements/update.py says why
 	$(LATEST)/bin/python -m pip freeze --disable-pip-version-check --exclude-editable
-	$(LATEST)/bin/python -m pytest
+	$(LATEST)/bin/python -m pytest $(TOGETHER)
 
 $(UPDATE)/.done: requirements/update.txt
 	$(PYTHON) -m venv $(UPDATE)
