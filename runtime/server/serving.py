@@ -212,7 +212,7 @@ class Serving:
         return Encoder(session.folder, device, session.threads, session.precision)
 
 
-def _of(request: HttpRequest) -> Serving:
+async def _of(request: HttpRequest) -> Serving:  # not in a thread, which each request would wait for
     return request.app.state.serving
 
 
