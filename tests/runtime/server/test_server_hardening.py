@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import socket
+import time
 
 import pytest
 from server_helpers import WAIT, running_server
@@ -109,6 +110,29 @@ def test_a_schema_of_too_many_parts_is_refused(server):
 def test_an_id_has_no_letters_beyond_ascii(server):
     answer = raw(server, b"GET /health HTTP/1.1\r\nHost: x\r\nX-Request-Id: \xe9\xff\r\n\r\n")
     assert re.search(r"x-request-id: [0-9a-f]{32}\r\n", answer), answer
+
+
+def test_headers_that_do_not_come_close_the_connection(server, monkeypatch):
+    monkeypatch.setattr("neo_tf.runtime.server.header_timeout.HEADER_SECONDS", 0.3)
+    host, port = server.url.removeprefix("http://").split(":")
+    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    for complete, begun in ((b"", b""), (b"", request[:20]), (request, request[:20])):
+        with socket.create_connection((host, int(port)), WAIT) as connection:
+            connection.sendall(complete)
+            if complete:
+                assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            connection.sendall(begun)
+            assert connection.recv(4096) == b""  # the server has closed
+    # What takes long after its headers is not closed.
+    body = b'{"prompt": "a", "max_tokens": 2}'
+    with socket.create_connection((host, int(port)), WAIT) as connection:
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        )
+        connection.sendall(f"{head}\r\n\r\n".encode())
+        time.sleep(0.5)
+        connection.sendall(body)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 def test_an_upgrade_to_a_websocket_is_an_ordinary_request(server):
