@@ -122,7 +122,7 @@ $(GPU)/.done: requirements/build.txt requirements/test.txt requirements/torch.tx
 
 # Other runtimes, each in an environment of its own: they want other versions than the tests. Where one cannot be
 # installed, its tests are skipped with the reason, which is the end of its log; the next run tries again.
-peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done $(PEERS)/lm-eval/.done ## other runtimes, for the tests that load an exported folder in them
+peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done $(PEERS)/lm-eval/.done $(PEERS)/npu/.done $(PEERS)/pipeline-ai/.done ## other runtimes, for the tests that load an exported folder in them, and old clients of the server
 
 $(PEERS)/genai/.done: requirements/genai.txt
 	@mkdir -p $(@D)
@@ -137,6 +137,17 @@ $(PEERS)/optimum/.done: requirements/optimum.txt requirements/torch.txt requirem
 $(PEERS)/js/.done: tests/portable/package.json tests/portable/package-lock.json
 	@mkdir -p $(@D)
 	cp $^ $(@D) && { npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --no-progress; } \
+		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
+
+# Clients of the server that need old packages. bson, which npu needs, has no wheel.
+$(PEERS)/npu/.done: requirements/npu.txt requirements/build.txt
+	@mkdir -p $(@D)
+	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),build) && $(call install,$(@D),npu); } \
+		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
+
+$(PEERS)/pipeline-ai/.done: requirements/pipeline-ai.txt
+	@mkdir -p $(@D)
+	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),pipeline-ai); } \
 		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
 
 # Some of what it needs has no wheel, and is built with what build.txt puts there.

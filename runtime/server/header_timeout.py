@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
