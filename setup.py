@@ -61,7 +61,7 @@ setup(
         "neo_tf.runtime.server.tgi",
     ],
     install_requires=BASE,
-    package_data={"neo_tf": ["py.typed"], "neo_tf.runtime.server": ["page/*"]},
+    package_data={"neo_tf": ["py.typed"], "neo_tf.training": ["presets.json"], "neo_tf.runtime.server": ["page/*"]},
     extras_require={
         "tensorflow": TENSORFLOW,
         "data": DATA,  # makes and inspects training data
