@@ -71,6 +71,7 @@ def make_tfrecords(
     if folder.exists() and not force:
         made = read_made(folder)
         if made.get("job") == job.identity and "totals" in made:
+            job.check_skipped(made["totals"])
             return Totals(**made["totals"])
         if not folder.is_dir() or any(folder.iterdir()):
             raise OutputError(f"{folder}: exists already (--force replaces it)")
@@ -108,8 +109,9 @@ class _Job:
         self.parts = [list(files)]
         if recipe.packing == ORIGINAL:
             self.parts = split_as_the_original(list(files), recipe.original_processes)
+        # What must be equal for a job to go on. A job that a document has ended goes on with skip_errors.
         self.identity = {
-            **asdict(recipe),
+            **{key: value for key, value in asdict(recipe).items() if key != "skip_errors"},
             "separator": self.separator,
             "tokenizer": hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest(),
             "texts": _fingerprint(files),
@@ -136,6 +138,11 @@ class _Job:
             raise OutputError(
                 f"{self.partial}: an unfinished job with another value of {changed[0]!r} (--force begins anew)"
             )
+
+    def check_skipped(self, totals: Mapping[str, Any]) -> None:
+        """Raises DataError where documents were left out before, but must not be."""
+        if totals["skipped"] and not self.recipe.skip_errors:
+            raise DataError(f"{totals['first_error']} (--skip-errors leaves such documents out)")
 
     def run(self, processes: int, progress: Progress, noted_every: float) -> Totals:
         """Writes all records, from where it was noted last."""
@@ -195,6 +202,7 @@ class _Job:
         if state is None:
             self._note(Position())
             return Position()
+        self.check_skipped(state["totals"])
         self._part = state["part"]
         self._totals = Totals(**state["totals"])
         self._writer.restore(state["files"])

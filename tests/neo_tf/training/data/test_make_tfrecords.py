@@ -307,8 +307,12 @@ def test_an_unfinished_job_with_other_settings_is_refused(tmp_path, texts, monke
         make_tfrecords(files, tmp_path / "out", TOKENIZER, Recipe(64), noted_every=0)
     with pytest.raises(OutputError, match=r"an unfinished job with another value of 'n_ctx' \(--force"):
         make_tfrecords(files, tmp_path / "out", TOKENIZER, Recipe(32))
-    totals = make_tfrecords(files, tmp_path / "out", TOKENIZER, Recipe(64, skip_errors=True), force=True)
+    totals = make_tfrecords(files, tmp_path / "out", TOKENIZER, Recipe(64, skip_errors=True))  # goes on
     assert totals.skipped == 1 and "lines.jsonl:121" in totals.first_error
+    make_tfrecords(files, tmp_path / "straight", TOKENIZER, Recipe(64, skip_errors=True))
+    assert records(tmp_path / "out") == records(tmp_path / "straight")
+    with pytest.raises(DataError, match=r"lines\.jsonl:121.*--skip-errors"):  # the same without it is not the same
+        make_tfrecords(files, tmp_path / "out", TOKENIZER, Recipe(64))
 
 
 def test_nothing_is_left_of_a_job_that_could_not_begin(tmp_path):
