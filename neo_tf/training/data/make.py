@@ -15,7 +15,7 @@ from neo_tf.file_names import TOKENIZER_FILE
 from neo_tf.json_files import write_json
 from neo_tf.progress import Progress, no_progress
 from neo_tf.tokenizer_backend import load_tokenizer
-from neo_tf.training.data.encoding import encode
+from neo_tf.training.data.encoding import HowToEncode, encode
 from neo_tf.training.data.find_texts import split_as_the_original
 from neo_tf.training.data.output import (
     DATASET_FILE,
@@ -66,7 +66,7 @@ def make_tfrecords(
         OutputError: The folder cannot be written, is there already, or holds another job that is unfinished.
         RequestError: The tokenizer and the recipe do not fit.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     job = _Job(files, folder, tokenizer_files, recipe)
     if folder.exists() and not force:
         made = read_made(folder)
@@ -114,6 +114,7 @@ class _Job:
             **{key: value for key, value in asdict(recipe).items() if key != "skip_errors"},
             "separator": self.separator,
             "tokenizer": hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest(),
+            "split_special_tokens": self.tokenizer.encode_special_tokens,
             "texts": _fingerprint(files),
         }
         self._part = 0
@@ -147,6 +148,8 @@ class _Job:
     def run(self, processes: int, progress: Progress, noted_every: float) -> Totals:
         """Writes all records, from where it was noted last."""
         position = self._restore()
+        is_split = self.tokenizer.encode_special_tokens
+        how = HowToEncode(self.tokenizer.to_str(), self.recipe.cleaning, is_split)
         noted = time.monotonic()
         for part in range(self._part, len(self.parts)):
             if part > self._part:
@@ -156,7 +159,7 @@ class _Job:
             batches = text_batches(
                 self.parts[part], position, self.recipe.text_field, self.recipe.skip_errors, progress
             )
-            for batch, encoded in encode(batches, self.tokenizer.to_str(), self.recipe.cleaning, processes):
+            for batch, encoded in encode(batches, how, processes):
                 for token_ids, begins_file in zip(encoded, batch.begins_file, strict=True):
                     self._totals.documents += 1
                     self._totals.tokens += len(token_ids)
