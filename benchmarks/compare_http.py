@@ -188,10 +188,7 @@ def _overload(server, config, tokenizer, rate, options):
     refused = [answer.ended - answer.sent for answer in answers if answer.status == 429]
     # The first and the last moments are not overloaded: the slots fill and empty.
     between = np.concatenate(
-        [
-            np.diff([at for at in answer.times if 0.2 * arrivals[-1] < at - start < arrivals[-1]])
-            for answer, _ in taken
-        ]
+        [np.diff([at for at in answer.times if 0.2 * arrivals[-1] < at - start < arrivals[-1]]) for answer, _ in taken]
     )
     return {
         "requests_per_s": rate,
@@ -211,7 +208,9 @@ def show(report):
     settings = report["settings"]
     work = report["workload"]
     cores = settings["server_cores"]
-    where = f"engine and server on cores {cores}, clients on {settings['client_cores']}" if cores else "all cores shared"
+    where = (
+        f"engine and server on cores {cores}, clients on {settings['client_cores']}" if cores else "all cores shared"
+    )
     results.print(f"{machine['cpu']}, {machine['cores']} cores; {settings['threads']} threads; {where}")
     results.print(
         f"{work['requests']} requests of {settings['clients']} clients: {work['prompt_tokens']:,} tokens of prompts, "

@@ -170,9 +170,7 @@ async def send(url, body):
     )
     answer = Answer(time.perf_counter())
     loop = asyncio.get_running_loop()
-    _, reader = await loop.create_connection(
-        lambda: _Reader(head.encode() + body, answer), parts.hostname, parts.port
-    )
+    _, reader = await loop.create_connection(lambda: _Reader(head.encode() + body, answer), parts.hostname, parts.port)
     await reader.done
     return answer
 

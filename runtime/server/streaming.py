@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..engine.generation import Generation
     from .call import Call, Update
 
+# json.dumps would make an encoder for each event, which takes longer than its work.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -88,4 +90,4 @@ class EventStream(Response):
 
 def event_json(value: Any) -> str:
     """JSON in one line, as the data of an event."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _encode(value)
