@@ -2,9 +2,9 @@
 
     python benchmarks/compare_http.py ONNX_DIR --requests 64 --clients 32 --json http.json
 
-The engine, the server and the clients are three processes. The engine gets token ids and makes no texts; the server gets
-texts and streams texts. Where the machine has few cores, the clients take time from the server: --server-cores and
---client-cores keep them apart (the engine then runs on the server's cores, too).
+The engine, the server and the clients are three processes. The engine gets token ids and makes no texts; the server
+gets texts and streams texts. Where the machine has few cores, the clients take time from the server: --server-cores
+and --client-cores keep them apart (the engine then runs on the server's cores, too).
 """
 
 import argparse

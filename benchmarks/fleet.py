@@ -3,7 +3,7 @@
     python benchmarks/fleet.py measure ONNX_DIR --slots 16 --json steps.json
     python benchmarks/fleet.py check ONNX_DIR --slots 16 --requests 128
     python benchmarks/fleet.py size steps.json --rates 10,1000,100000
-    python benchmarks/fleet.py policies steps.json --rate 100 --replicas 40 --prefixes 200
+    python benchmarks/fleet.py policies steps.json --replicas 40 --load 0.8 --prefixes 100
 
 `measure` times the engine's steps. `check` sends the same requests to the real server and to the simulator, and ends
 with 1 where they differ by more than 15 %. `size` and `policies` need neither a model nor the machine.
@@ -11,24 +11,21 @@ docs/fleet.md says what is measured, what is simulated and what is left out.
 """
 
 import argparse
-import asyncio
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+from fleet_check import TOLERANCE, against_server
 from fleet_policies import POLICIES
-from fleet_simulator import Arrival, Machine, simulate
-from fleet_sizing import Workload, capacity, figures, floor_machine, replicas_for
+from fleet_simulator import Machine, simulate
+from fleet_sizing import SETTLING, Workload, capacity, figures, floor_machine, replicas_for
+from fleet_steps import measure_steps
 
 from neo_tf.cli.console import count_progress, results, summary_table
 from neo_tf.errors import NeoTFError
-from neo_tf.onnx_folder import OnnxFolder
 
-_TOLERANCE = 0.15
 _CELL = 1000  # requests/s of the largest fleet that is simulated in one piece
-_SETTLING = 0.25  # of a simulation, from its beginning, that does not count
 _RANKS = (50, 90, 99)
 
 
@@ -60,10 +57,10 @@ def parse():
     sizes.add_argument("steps", type=Path, nargs="+", help="files that `measure` wrote")
     sizes.add_argument("--rates", type=_numbers, default=(10, 1000, 100_000), metavar="N,N", help="requests a second")
     sizes.add_argument("--policy", choices=POLICIES, default="least requests", help="default: %(default)s")
-    sizes.add_argument("--first-token", type=float, default=2.0, metavar="SECONDS", help="the goal: the wait that 99 %% "
-                       "of the requests stay below (default: %(default)s)")  # fmt: skip
-    sizes.add_argument("--floor", action="append", default=[], metavar="NAME:GB/S:TFLOP/S", help="a machine that was not "
-                       "measured: it moves and computes no faster than this, so its number is the least that could do")  # fmt: skip
+    sizes.add_argument("--first-token", type=float, default=2.0, metavar="SECONDS", help="the goal: 99 %% of the "
+                       "requests wait less for their first token (default: %(default)s)")  # fmt: skip
+    sizes.add_argument("--floor", action="append", default=[], metavar="NAME:GB/S:TFLOP/S", help="a machine that was "
+                       "not measured: as if it did nothing but move bytes and compute at these rates")  # fmt: skip
     policies = commands.add_parser("policies", help="compare the policies")
     policies.set_defaults(run=compare_policies)
     policies.add_argument("steps", type=Path, help="a file that `measure` wrote")
@@ -86,17 +83,11 @@ def _numbers(text):
 
 def measure(options):
     """Times the engine's steps and shows them."""
-    found = _measured(options)
+    with count_progress("measuring steps", None) as progress:
+        found = measure_steps(options.folder, options.slots, options.threads, options.precision, progress)
     _write(options.json, found)
     _show_steps(found)
     return 0
-
-
-def _measured(options):
-    from fleet_steps import measure_steps
-
-    with count_progress("measuring steps", None) as progress:
-        return measure_steps(options.folder, options.slots, options.threads, options.precision, progress)
 
 
 def _show_steps(found):
@@ -117,68 +108,11 @@ def _show_steps(found):
         results.print(table)
 
 
-# ---- against the real server
-
-
 def check(options):
     """The same requests through the real server and on paper; 1 where a figure differs by more than 15 %."""
-    from fleet_steps import mean_steps
-    from http_clients import ServerProcess, TextTask, closed_loop, open_loop, text_tasks
-
-    from neo_tf.evaluation.serving import make_workload
-    from neo_tf.runtime.tokenizer import Tokenizer
-
-    folder = OnnxFolder.read(Path(options.folder))
-    tokenizer = Tokenizer(Path(options.folder))
-    tasks = text_tasks(make_workload(options.requests, folder.config), tokenizer)
-    gaps = np.random.default_rng(1).exponential(1, options.requests)
-    before = _measured(options)
-    rate = capacity(Machine.read(before["steps"], "this one"), [(len(t.prompt), t.new_tokens) for t in tasks])
-    threads = before["settings"]["threads"]
-    serve = ["--slots", options.slots, "--threads", threads, "--max-queue", options.requests]
-    if options.precision:
-        serve += ["--precision", options.precision]
-    runs = []
-    for number, load in enumerate(options.loads):
-        arrivals = (np.cumsum(gaps) / (load * rate)).tolist()
-        # Other words of the same lengths: the shared-prefix cache knows none of them.
-        tasks = text_tasks(make_workload(options.requests, folder.config), tokenizer, number)
-        with ServerProcess(options.folder, *serve) as server:
-            short = [TextTask(" a", [], 2 * options.slots)] * options.slots
-            asyncio.run(closed_loop(server.url, short, options.slots))  # buffers are made
-            answers = asyncio.run(open_loop(server.url, tasks, arrivals))
-        if any(answer.status != 200 for answer in answers):
-            raise NeoTFError("the server refused a request")
-        start = min(answer.sent - arrival for answer, arrival in zip(answers, arrivals, strict=True))
-        real = [
-            (
-                answer.first_token,
-                answer.ended - start,
-                (answer.times[-1] - answer.times[0]) / max(task.new_tokens - 1, 1),
-            )
-            for answer, task in zip(answers, tasks, strict=True)
-        ]
-        runs.append((load, arrivals, tasks, real))
-    steps = mean_steps(before["steps"], _measured(options)["steps"])
-    machine = Machine.read(steps, "this one")
-    rows = []
-    for load, arrivals, tasks, real in runs:
-        asked = [Arrival(at, len(t.prompt), t.new_tokens) for at, t in zip(arrivals, tasks, strict=True)]
-        outcomes = simulate(machine, 1, asked, POLICIES["round robin"]())
-        paper = [(outcome.wait, outcome.end, outcome.pace or 0) for outcome in outcomes]
-        new = sum(task.new_tokens for task in tasks)
-        rows.append({"load": load, "requests_per_s": load * rate})
-        rows[-1] |= {"measured": _check_figures(real, new), "simulated": _check_figures(paper, new)}
-    report = {**before, "steps": steps, "requests": options.requests, "runs": rows}
+    report = against_server(options)
     _write(options.json, report)
     return _show_check(report)
-
-
-def _check_figures(rows, new):
-    waits, ends, paces = zip(*rows, strict=True)
-    found = {"tokens_per_s": new / max(ends)}
-    found |= {f"first_token_p{rank}_ms": 1e3 * float(np.percentile(waits, rank)) for rank in _RANKS}
-    return found | {"between_tokens_p50_ms": 1e3 * float(np.percentile(paces, 50))}
 
 
 def _show_check(report):
@@ -194,8 +128,8 @@ def _show_check(report):
             title = f"{run['load']:g} ({run['requests_per_s']:.2f}/s)"
             table.add_row(title, name, f"{measured:,.1f}", f"{simulated:,.1f}", f"{difference:+.1%}")
     results.print(table)
-    results.print(f"the largest difference is {worst:.1%}; {_TOLERANCE:.0%} is allowed")
-    return int(worst > _TOLERANCE)
+    results.print(f"the largest difference is {worst:.1%}; {TOLERANCE:.0%} is allowed")
+    return int(worst > TOLERANCE)
 
 
 # ---- on paper
@@ -220,9 +154,8 @@ def size(options):
     for machine, kind in machines:
         for rate in options.rates:
             part = min(rate, _CELL)
-            count, row = replicas_for(
-                machine, workload, part, POLICIES[options.policy], options.first_token, options.seconds
-            )
+            policy = POLICIES[options.policy]
+            count, row = replicas_for(machine, workload, part, policy, options.first_token, options.seconds)
             whole = round(count * rate / part)
             found.append({"machine": machine.name, "kind": kind, "requests_per_s": rate, "replicas": whole, **row})
             table.add_row(
@@ -232,8 +165,9 @@ def size(options):
             )  # fmt: skip
     results.print(table)
     results.print(
-        f"the least replicas with which 99 % of first tokens come within {options.first_token:g} s, by {options.policy}; "
-        f"{workload.describe()}; above {_CELL:,} requests/s: that many fleets of {_CELL:,}, each with its own dispatcher"
+        f"the least replicas with which 99 % of first tokens come within {options.first_token:g} s, by "
+        f"{options.policy}; {workload.describe()}; above {_CELL:,} requests/s: fleets of {_CELL:,}, each with a "
+        "dispatcher of its own"
     )
     _write(options.json, {"goal_s": options.first_token, "policy": options.policy, "fleets": found})
     return 0
@@ -258,7 +192,7 @@ def compare_policies(options):
         arrivals = workload.arrivals(rate, options.seconds)
         table = summary_table(title, "first token p50", "p90", "p99", "between tokens", "prompt tokens reused")
         for name, policy in POLICIES.items():
-            row = figures(simulate(machine, options.replicas, arrivals, policy()), options.seconds * _SETTLING)
+            row = figures(simulate(machine, options.replicas, arrivals, policy()), options.seconds * SETTLING)
             found.append({"workload": title, "policy": name, "requests_per_s": rate, **row})
             waits = [f"{row[f'first_token_p{rank}_ms']:,.0f} ms" for rank in _RANKS]
             table.add_row(name, *waits, f"{row['between_tokens_p50_ms']:.1f} ms", f"{row['reused']:.0%}")

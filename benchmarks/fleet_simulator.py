@@ -1,7 +1,7 @@
-"""A fleet on paper: replicas of the engine, whose steps take the time that was measured, and a dispatcher before them.
+"""A fleet on paper: replicas of the engine, whose steps take the measured time, and a dispatcher before them.
 
-A replica follows the rules of runtime/engine/engine.py: it admits requests in their order while slots are free, runs one
-chunk of one prompt, and then one token of every running sequence. Nothing here imports neo_tf.
+A replica follows the rules of runtime/engine/engine.py: it admits requests in their order while slots are free, runs
+one chunk of one prompt, and then one token of every running sequence. Nothing here imports neo_tf.
 """
 
 import bisect
@@ -87,7 +87,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request: when it comes, in seconds, and its lengths in tokens. Requests of one `prefix` begin with the same tokens."""
+    """A request: when it comes, in seconds, and its lengths in tokens.
+
+    Requests of one `prefix` begin with the same `prefix_tokens` tokens, which `prompt` counts, too.
+    """
 
     time: float
     prompt: int

@@ -7,7 +7,7 @@ import numpy as np
 from fleet_simulator import Arrival, Machine, simulate
 
 _LEAST_REQUESTS = 4000  # of a simulation: for a 99th percentile
-_SETTLING = 0.25  # of a simulation, from its beginning, that does not count
+SETTLING = 0.25  # of a simulation, from its beginning, that does not count
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def replicas_for(machine, workload, rate, policy, goal, seconds):
         (the number, its figures with "busy", the share of its capacity that is in use).
     """
     arrivals = workload.arrivals(rate, seconds)
-    settled = _SETTLING * arrivals[-1].time
+    settled = SETTLING * arrivals[-1].time
     one = capacity(machine, workload.lengths(1000))
 
     def run(count):

@@ -1,4 +1,4 @@
-"""benchmarks/fleet*.py: the simulator against cases that are computed by hand or in closed form. Nothing is measured."""
+"""benchmarks/fleet.py's simulator against cases that are computed by hand or in closed form. Nothing is measured."""
 
 import random
 import statistics
