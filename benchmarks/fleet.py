@@ -17,9 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from fleet_check import TOLERANCE, against_server
+from fleet_machine import Machine, floor_machine
 from fleet_policies import POLICIES
-from fleet_simulator import Machine, simulate
-from fleet_sizing import SETTLING, Workload, capacity, figures, floor_machine, replicas_for
+from fleet_simulator import simulate
+from fleet_sizing import SETTLING, Workload, capacity, figures, replicas_for
 from fleet_steps import measure_steps
 
 from neo_tf.cli.console import count_progress, results, summary_table
@@ -192,7 +193,7 @@ def compare_policies(options):
         arrivals = workload.arrivals(rate, options.seconds)
         table = summary_table(title, "first token p50", "p90", "p99", "between tokens", "prompt tokens reused")
         for name, policy in POLICIES.items():
-            row = figures(simulate(machine, options.replicas, arrivals, policy()), options.seconds * SETTLING)
+            row = figures(simulate(machine, options.replicas, arrivals, policy()), arrivals[-1].time * SETTLING)
             found.append({"workload": title, "policy": name, "requests_per_s": rate, **row})
             waits = [f"{row[f'first_token_p{rank}_ms']:,.0f} ms" for rank in _RANKS]
             table.add_row(name, *waits, f"{row['between_tokens_p50_ms']:.1f} ms", f"{row['reused']:.0%}")

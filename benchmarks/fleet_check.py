@@ -4,8 +4,9 @@ import asyncio
 from pathlib import Path
 
 import numpy as np
+from fleet_machine import Machine
 from fleet_policies import POLICIES
-from fleet_simulator import Arrival, Machine, simulate
+from fleet_simulator import Arrival, simulate
 from fleet_sizing import capacity
 from fleet_steps import mean_steps, measure_steps
 from http_clients import ServerProcess, TextTask, closed_loop, open_loop, text_tasks

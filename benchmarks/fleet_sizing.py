@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from fleet_simulator import Arrival, Machine, simulate
+from fleet_simulator import Arrival, simulate
 
 _LEAST_REQUESTS = 4000  # of a simulation: for a 99th percentile
 SETTLING = 0.25  # of a simulation, from its beginning, that does not count
@@ -119,29 +119,3 @@ def replicas_for(machine, workload, rate, policy, goal, seconds):
         else:
             low = middle + 1
     return high, {**tried[high], "busy": rate / one / high}
-
-
-def floor_machine(name, model, slots, bandwidth, compute):
-    """A machine that was not measured: each step takes as long as moving its bytes or its arithmetic, and nothing else.
-
-    Weights and caches have two bytes a number. No real machine is as fast, so its number of replicas is the least that
-    could do.
-
-    Args:
-        name: Its name.
-        model: "model" of steps that were measured in fp32, int8 or int4, whose caches have four bytes a number.
-        slots: The sequences that run at once.
-        bandwidth: Bytes a second, by its data sheet.
-        compute: Floating-point operations a second, by its data sheet.
-    """
-    weights = 2 * model["parameters"]
-    cache = model["cache_bytes_per_sequence"] / 2 / model["n_ctx"]  # of one token
-    work = 2 * model["parameters"]  # operations for each token
-
-    def prefill(tokens, past):
-        return max(weights / bandwidth, tokens * work / compute)
-
-    def decode(rows, context):
-        return max((weights + rows * context * cache) / bandwidth, rows * work / compute)
-
-    return Machine(name, slots, 512, True, False, 64, 0, prefill, decode)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # the scripts import each other by name
+from fleet_machine import Grid, Machine, floor_machine
 from fleet_policies import POLICIES
-from fleet_simulator import Arrival, Grid, Machine, simulate
+from fleet_simulator import Arrival, simulate
 from fleet_sizing import Workload, capacity, figures, replicas_for
 
 
@@ -154,3 +155,11 @@ def test_sizing_finds_the_least_number():
     arrivals = workload.arrivals(35, 10)
     fewer = figures(simulate(one, count - 1, arrivals, POLICIES["least requests"]()), 0.25 * arrivals[-1].time)
     assert fewer["first_token_p99_ms"] > 500
+
+
+def test_floor_of_a_machine_by_hand():
+    # 1000 parameters of 2 bytes; caches of 400 bytes for 10 tokens in 4 bytes a number, so 20 for each token in 2.
+    model = {"parameters": 1000, "cache_bytes_per_sequence": 400, "n_ctx": 10}
+    floor = floor_machine("paper", model, slots=4, bandwidth=1e6, compute=1e7)
+    assert floor.decode(4, 5) == pytest.approx((2000 + 4 * 5 * 20) / 1e6)  # its bytes take longer than its arithmetic
+    assert floor.prefill(100, 0) == pytest.approx(100 * 2000 / 1e7)  # and here the arithmetic takes longer
