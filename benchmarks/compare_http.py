@@ -4,7 +4,9 @@
 
 The engine, the server and the clients are three processes. The engine gets token ids and makes no texts; the server
 gets texts and streams texts. Where the machine has few cores, the clients take time from the server: --server-cores
-and --client-cores keep them apart (the engine then runs on the server's cores, too).
+and --client-cores keep them apart (the engine then runs on the server's cores, too). The ratio of the processor times
+says what the ratio of the tokens a second would be if all cores were busy with nothing else: other programs disturb it
+less. It needs --threads 1, since more threads spin.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from compare import System, Worker, run_and_show
-from http_clients import ServerProcess, TextTask, closed_loop, open_loop, pin, send, text_tasks
+from http_clients import ServerProcess, TextTask, closed_loop, open_loop, pin, processor_seconds, send, text_tasks
 
 from neo_tf.cli.console import count_progress, results, summary_table
 from neo_tf.errors import NeoTFError
@@ -121,6 +123,7 @@ def _throughput(worker, server, workloads, clients):
         return times
 
     ways = {"engine": engine, "http": http}
+    processes = {"engine": worker.process.pid, "http": server.process.pid}
     with count_progress("comparing", 2 * len(workloads) + 2) as progress:
         for way in ways.values():  # buffers are made
             way(short)
@@ -130,16 +133,23 @@ def _throughput(worker, server, workloads, clients):
         for number, tasks in enumerate(workloads):
             for name in sorted(ways, reverse=bool(number % 2)):
                 time.sleep(0.2)  # the process before lets go of the cores: threads spin for a moment after a step
+                busy = processor_seconds(processes[name])
                 found = summary(ways[name](tasks))
-                found["tokens_per_s"] = sum(task.new_tokens for task in tasks) / found["seconds"]
+                busy = processor_seconds(processes[name]) - busy
+                tokens = sum(task.new_tokens for task in tasks)
+                found["tokens_per_s"] = tokens / found["seconds"]
+                found["processor_ms_per_token"] = 1e3 * busy / tokens
                 samples[name].append(found)
                 progress(1)
-    pairs = zip(samples["engine"], samples["http"], strict=True)
+    pairs = list(zip(samples["engine"], samples["http"], strict=True))
     ratios = [http["tokens_per_s"] / engine["tokens_per_s"] for engine, http in pairs]
+    busy = [engine["processor_ms_per_token"] / http["processor_ms_per_token"] for engine, http in pairs]
     return {
         **{name: medians(rows) for name, rows in samples.items()},
         "ratio": statistics.median(ratios),
         "ratios": ratios,
+        "processor_ratio": statistics.median(busy),
+        "processor_ratios": busy,
         "first_token_overhead_under_load_ms": statistics.median(overheads),
         "client_share_of_a_core": statistics.median(client_shares),
         "samples": samples,
@@ -224,6 +234,11 @@ def show(report):
     results.print(table)
     ratios = ", ".join(f"{ratio:.3f}" for ratio in report["ratios"])
     results.print(f"tokens/s through HTTP / the engine's own: {report['ratio']:.3f} (each round: {ratios})")
+    ratios = ", ".join(f"{ratio:.3f}" for ratio in report["processor_ratios"])
+    results.print(
+        f"processor time of a token, engine / server: {report['processor_ratio']:.3f} (each round: {ratios}); "
+        f"{report['engine']['processor_ms_per_token']:.2f} and {report['http']['processor_ms_per_token']:.2f} ms"
+    )
     single = report["single"]
     results.print(
         f"first token of a single request: {single['http_first_token_ms']:.1f} ms through HTTP, "

@@ -28,10 +28,12 @@ def measure_steps(folder, slots, threads=None, precision=None, progress=None):
     Returns:
         A dict for JSON: "model", "machine", "versions", "settings" (see describe_run), and "steps": the engine's sizes,
         and the seconds of a chunk of a prompt by its tokens and those before it ("prefill"), and of a step of the whole
-        engine by its sequences and their context ("decode"): medians.
+        engine by its sequences and their context ("decode"): medians. With one thread it is the thread's processor
+        time, in which other programs do not count.
     """
     session = Session(OnnxFolder.read(folder), slots=slots, threads=threads, precision=precision)
     engine = Engine(session)
+    clock = time.thread_time if threads == 1 and session.device == "cpu" else time.perf_counter
     chunk = engine._chunk
     n_ctx = session.config.n_ctx
     contexts = [context for context in _CONTEXTS if context + 2 * slots + _STEPS <= n_ctx]
@@ -42,17 +44,18 @@ def measure_steps(folder, slots, threads=None, precision=None, progress=None):
     chunks = [count for count in _CHUNKS if count <= chunk]
     random = np.random.default_rng(0)
     advance = progress or (lambda amount: None)
-    _decode_seconds(engine, random, slots, contexts[0])  # buffers are made
+    _decode_seconds(engine, random, slots, contexts[0], clock)  # buffers are made
     prefill, decode = [], []
     for count in chunks:
         prefill.append([])
         for past in contexts:
-            prefill[-1].append(_prefill_seconds(session, random, count, past if past > contexts[0] else 0, chunk))
+            past = past if past > contexts[0] else 0
+            prefill[-1].append(_prefill_seconds(session, random, count, past, chunk, clock))
             advance(1)
     for count in rows:
         decode.append([])
         for context in contexts:
-            decode[-1].append(_decode_seconds(engine, random, count, context))
+            decode[-1].append(_decode_seconds(engine, random, count, context, clock))
             advance(1)
     steps = {
         "slots": slots,
@@ -78,7 +81,7 @@ def mean_steps(first, second):
     return found
 
 
-def _prefill_seconds(session, random, count, past, chunk):
+def _prefill_seconds(session, random, count, past, chunk, clock):
     """The seconds of a chunk of a prompt, after `past` tokens of it."""
     tokens = random.integers(0, session.config.n_vocab, past + count)
     # Where prompts are not silent, the last chunk computes the logits of its last token.
@@ -87,13 +90,13 @@ def _prefill_seconds(session, random, count, past, chunk):
         session.prefill(0, tokens[begin : min(begin + chunk, past)], begin, logits_of=0)
     seconds = []
     for _ in range(_TIMES):
-        start = time.perf_counter()
+        start = clock()
         session.prefill(0, tokens[past:], past, logits_of=last)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     return statistics.median(seconds)
 
 
-def _decode_seconds(engine, random, count, context):
+def _decode_seconds(engine, random, count, context, clock):
     """The seconds of a step in which an engine decodes `count` sequences with this context."""
     generations = []
     for number in range(count):
@@ -105,9 +108,9 @@ def _decode_seconds(engine, random, count, context):
         engine.step()
     seconds = []
     for _ in range(_STEPS):
-        start = time.perf_counter()
+        start = clock()
         engine.step()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     for generation in generations:
         engine.cancel(generation)
     engine.step()
