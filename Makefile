@@ -15,7 +15,7 @@ PROMPT ?= def read_lines(path):
 N ?= 2000
 SEED ?= 0
 
-.PHONY: help demo test gpu threads random-folders lint types peers lock update latest clean
+.PHONY: help demo test gpu threads schedules random-folders server-fuzz server-soak lint types peers lock update latest clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -42,6 +42,9 @@ gpu: ## all that only a GPU can tell, in 10 minutes, with a report in build/gpu;
 threads: $(VENV)/.test ## 12 threads with 200 calls each on one pipeline
 	NEO_TF_CALLS_OF_EACH_THREAD=200 $(VENV)/bin/python -m pytest -q tests/runtime/test_many_threads.py
 
+schedules: $(VENV)/.test ## 20 times as many random schedules of requests as in make test
+	NEO_TF_SCHEDULES=20 $(VENV)/bin/python -m pytest -q tests/runtime/engine/test_engine_properties.py tests/runtime/engine/test_service.py
+
 lint: $(VENV)/.test ## corrects the style, and checks the types
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -56,6 +59,16 @@ types: $(VENV)/.test ## checks the types
 
 random-folders: $(VENV)/.test ## draws N folders from SEED on, and compares neo-tf with transformers on each
 	$(BIN)/python tests/random_folders/check_folders.py --folders $(N) --seed $(SEED)
+
+server-fuzz: $(VENV)/.test $(PEERS)/schemathesis/.done ## sends N cases made of the server's OpenAPI schema to a server
+	@mkdir -p build && rm -rf build/*-onnx
+	$(BIN)/neo-tf export $(MODEL) build/fuzz-onnx
+	$(BIN)/python tests/fuzz/server_fuzz.py build/fuzz-onnx --cases $(N) --seed $(SEED)
+
+server-soak: $(VENV)/.test ## cuts N connections to a server at random moments, and looks at its memory
+	@mkdir -p build && rm -rf build/*-onnx
+	$(BIN)/neo-tf export $(MODEL) build/soak-onnx
+	$(BIN)/python benchmarks/server_soak.py build/soak-onnx --connections $(N) --seed $(SEED)
 
 # -- What is installed ------------------------------------------------------------------------------------------------
 
@@ -106,7 +119,7 @@ $(GPU)/.done: requirements/build.txt requirements/test.txt requirements/torch.tx
 
 # Other runtimes, each in an environment of its own: they want other versions than the tests. Where one cannot be
 # installed, its tests are skipped with the reason, which is the end of its log; the next run tries again.
-peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done ## other runtimes, for the tests that load an exported folder in them
+peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done $(PEERS)/lm-eval/.done ## other runtimes, for the tests that load an exported folder in them
 
 $(PEERS)/genai/.done: requirements/genai.txt
 	@mkdir -p $(@D)
@@ -122,6 +135,18 @@ $(PEERS)/js/.done: tests/portable/package.json tests/portable/package-lock.json
 	@mkdir -p $(@D)
 	cp $^ $(@D) && { npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --no-progress; } \
 		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
+
+# Some of what it needs has no wheel, and is built with what build.txt puts there.
+$(PEERS)/lm-eval/.done: requirements/lm-eval.txt requirements/build.txt
+	@mkdir -p $(@D)
+	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),build) && $(call install,$(@D),lm-eval); } \
+		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
+
+$(PEERS)/schemathesis/.done: requirements/schemathesis.txt
+	@mkdir -p $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(call install,$(@D),schemathesis)
+	touch $@
 
 # -- Versions ---------------------------------------------------------------------------------------------------------
 

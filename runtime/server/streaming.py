@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # json.dumps would make an encoder for each event, which takes longer than its work.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+# What a route's OpenAPI says of an answer that may stream.
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
