@@ -153,10 +153,13 @@ def size(options):
         "machine", "requests/s", "replicas", "slots in use", "first token p50", "p99", "between tokens"
     )
     for machine, kind in machines:
+        known = {}  # {requests a second: the number of replicas, and its figures}
         for rate in options.rates:
             part = min(rate, _CELL)
-            policy = POLICIES[options.policy]
-            count, row = replicas_for(machine, workload, part, policy, options.first_token, options.seconds)
+            if part not in known:
+                policy = POLICIES[options.policy]
+                known[part] = replicas_for(machine, workload, part, policy, options.first_token, options.seconds)
+            count, row = known[part]
             whole = round(count * rate / part)
             found.append({"machine": machine.name, "kind": kind, "requests_per_s": rate, "replicas": whole, **row})
             table.add_row(

@@ -42,6 +42,19 @@ class LeastRequests:
         return self._random.choice([number for number, load in enumerate(loads) if load == least])
 
 
+class ShortestQueue:
+    """The replica where the fewest requests wait for their first token; then the one with the fewest in all."""
+
+    def __init__(self, seed=0):
+        self._random = random.Random(seed)
+
+    def __call__(self, fleet, arrival):
+        """The number of the replica."""
+        loads = [(replica.queued, replica.active) for replica in fleet]
+        least = min(loads)
+        return self._random.choice([number for number, load in enumerate(loads) if load == least])
+
+
 class BestOfTwo:
     """The one with fewer requests of two random replicas."""
 
@@ -81,5 +94,6 @@ POLICIES = {
     "round robin": RoundRobin,
     "best of two": BestOfTwo,
     "least requests": LeastRequests,
+    "shortest queue": ShortestQueue,
     "prefix affinity": PrefixAffinity,
 }

@@ -94,6 +94,11 @@ class Replica:
         self._blocks = OrderedDict()  # of the shared-prefix cache, the least recently used first
 
     @property
+    def queued(self):
+        """The number of requests that have no first token yet."""
+        return len(self._waiting) + len(self._prefilling)
+
+    @property
     def is_full(self):
         """Whether it refuses another request."""
         return self.active >= self.machine.slots + self.machine.max_queue

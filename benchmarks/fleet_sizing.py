@@ -7,6 +7,7 @@ import numpy as np
 from fleet_simulator import Arrival, simulate
 
 _LEAST_REQUESTS = 4000  # of a simulation: for a 99th percentile
+MOST_BUSY = 0.95  # of a fleet's capacity: beyond it queues grow, but more slowly than a short simulation shows
 SETTLING = 0.25  # of a simulation, from its beginning, that does not count
 
 
@@ -79,7 +80,7 @@ def figures(outcomes, settled):
 
 
 def replicas_for(machine, workload, rate, policy, goal, seconds):
-    """The least number of replicas with which 99 % of the first tokens come in time.
+    """The least number of replicas with which 99 % of the first tokens come in time, and at most 95 % are in use.
 
     Args:
         machine: Each replica's.
@@ -105,7 +106,7 @@ def replicas_for(machine, workload, rate, policy, goal, seconds):
         tried[count] = run(count)
         return tried[count]["first_token_p99_ms"] <= goal * 1e3
 
-    low = max(1, math.floor(rate / one))
+    low = math.ceil(rate / one / MOST_BUSY)
     high = low
     while not is_enough(high):
         low = high + 1
