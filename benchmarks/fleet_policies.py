@@ -3,7 +3,8 @@
 import random
 import zlib
 
-_ROOM = 1.25  # the load of a replica, as a multiple of the mean, up to which requests of one prefix stay together
+_ROOM = 1.25  # the load of such a replica, as a multiple of the mean
+_MOST_WAITING = 1  # requests without a first token, at a replica that gets another one for its prefix
 
 
 class RoundRobin:
@@ -69,24 +70,24 @@ class BestOfTwo:
 
 
 class PrefixAffinity:
-    """The replica that a prefix belongs to; where it has a quarter more than the mean load, the next ones after it.
+    """The replica that a prefix belongs to, or the one after it; where both are busy, as by the shortest queue.
 
-    Requests without a prefix go where the fewest requests are.
+    Busy is a replica in which two requests wait for their first token, or which has a quarter more than the mean load.
+    Requests without a prefix go by the shortest queue, too.
     """
 
     def __init__(self, seed=0):
-        self._others = LeastRequests(seed)
+        self._others = ShortestQueue(seed)
 
     def __call__(self, fleet, arrival):
         """The number of the replica."""
-        if arrival.prefix is None:
-            return self._others(fleet, arrival)
-        most = _ROOM * (sum(replica.active for replica in fleet) + 1) / len(fleet)
-        home = zlib.crc32(str(arrival.prefix).encode()) % len(fleet)
-        for number in (*range(home, len(fleet)), *range(home)):
-            if fleet[number].active + 1 <= max(most, 1):
-                return number
-        return home
+        if arrival.prefix is not None:
+            most = _ROOM * sum(replica.active for replica in fleet) / len(fleet)
+            home = zlib.crc32(str(arrival.prefix).encode()) % len(fleet)
+            for number in (home, (home + 1) % len(fleet)):
+                if fleet[number].queued <= _MOST_WAITING and fleet[number].active <= most:
+                    return number
+        return self._others(fleet, arrival)
 
 
 POLICIES = {
