@@ -26,7 +26,7 @@ BASE = [
 ]
 PLOT = ["matplotlib>=3.11"]
 GUIDED = ["llguidance>=1.9.1"]
-SERVER = ["fastapi>=0.165", "uvicorn>=0.54", "prometheus_client>=0.26", *GUIDED]
+SERVER = ["fastapi>=0.165", "uvicorn>=0.54", "prometheus_client>=0.26", "python-multipart>=0.0.34", *GUIDED]
 DATA = ["google-crc32c>=1.9", "zstandard>=0.25"]  # Python 3.14 is the first with a zstd of its own
 FTFY = ["ftfy>=6.3"]
 TENSORFLOW = ["tensorflow>=2.21", "keras>=3.15", "h5py>=3.14"]
@@ -58,7 +58,7 @@ setup(
         "neo_tf.runtime.server",
     ],
     install_requires=BASE,
-    package_data={"neo_tf": ["py.typed"], "neo_tf.runtime.server": ["page/*"]},
+    package_data={"neo_tf": ["py.typed"], "neo_tf.training": ["presets.json"], "neo_tf.runtime.server": ["page/*"]},
     extras_require={
         "tensorflow": TENSORFLOW,
         "data": DATA,  # makes and inspects training data
