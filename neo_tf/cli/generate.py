@@ -267,6 +267,7 @@ def _run_job(
         given: {name: value} of the arguments that were given.
         options: the same, checked.
     """
+    from neo_tf.runtime.jobs.engine_runner import EngineRunner
     from neo_tf.runtime.jobs.job import Job
     from neo_tf.runtime.jobs.results import JobFile, JobStream
 
@@ -280,7 +281,7 @@ def _run_job(
         header = _header(generator, loader, format, given.get("seed"), arguments)
         seed = results.begin(header)
         with _told(results), token_progress("generating", total, results.done) as progress:
-            Job(generator, arguments, seed, results, skip_errors, progress).run(lines)
+            Job(EngineRunner(generator, arguments, seed), results, skip_errors, progress).run(lines)
     if results.errors:
         where = files.file or "its line"
         raise RequestError(
