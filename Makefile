@@ -106,7 +106,7 @@ $(GPU)/.done: requirements/build.txt requirements/test.txt requirements/torch.tx
 
 # Other runtimes, each in an environment of its own: they want other versions than the tests. Where one cannot be
 # installed, its tests are skipped with the reason, which is the end of its log; the next run tries again.
-peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done ## other runtimes, for the tests that load an exported folder in them
+peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done $(PEERS)/ray/.done ## other runtimes and Ray, for the tests that need them
 
 $(PEERS)/genai/.done: requirements/genai.txt
 	@mkdir -p $(@D)
@@ -121,6 +121,14 @@ $(PEERS)/optimum/.done: requirements/optimum.txt requirements/torch.txt requirem
 $(PEERS)/js/.done: tests/portable/package.json tests/portable/package-lock.json
 	@mkdir -p $(@D)
 	cp $^ $(@D) && { npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --no-progress; } \
+		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
+
+# Ray brings uvloop and httptools, which uvicorn uses where it finds them: beside the tests they would change what the
+# server's tests run on.
+$(PEERS)/ray/.done: requirements/build.txt requirements/ray.txt setup.py
+	@mkdir -p $(@D)
+	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),build) && $(call install,$(@D),ray) \
+		&& $(call install-project,$(@D)); } \
 		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
 
 # -- Versions ---------------------------------------------------------------------------------------------------------

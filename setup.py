@@ -27,6 +27,7 @@ BASE = [
 PLOT = ["matplotlib>=3.11"]
 GUIDED = ["llguidance>=1.9.1"]
 SERVER = ["fastapi>=0.165", "uvicorn>=0.54", "prometheus_client>=0.26", *GUIDED]
+RAY = [*SERVER, "ray[serve]>=2.60"]
 TENSORFLOW = ["tensorflow>=2.21", "keras>=3.15", "h5py>=3.14"]
 
 setup(
@@ -61,6 +62,7 @@ setup(
         "plot": PLOT,  # of the benchmark
         "guided": GUIDED,  # structured output
         "server": SERVER,
+        "ray": RAY,
         "cuda": [f"onnxruntime-gpu[cuda,cudnn]>=1.31; {GPU_WHEEL}"],
         # torch and transformers judge the conversions; nothing else uses them.
         "test": [

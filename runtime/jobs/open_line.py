@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from neo_tf.errors import NeoTFError, RequestError
+from neo_tf.errors import RequestError
 
 from ..argument_table import ARGUMENTS
 from ..arguments import GenerateArguments
@@ -28,7 +28,7 @@ class Outcome:
     line: Line
     result: dict[str, Any]
     tokens: int = 0
-    error: NeoTFError | None = None
+    error: Exception | None = None
 
 
 @dataclass
@@ -75,8 +75,8 @@ class OpenLine:
         head: dict[str, Any] = {"index": line.index}
         try:
             values = line.read()
-            if "id" in values:
-                head["id"] = values.pop("id")
+            head = head_of(line, values)
+            values.pop("id", None)
             if "prompt" not in values:
                 raise RequestError(f'has no "prompt", only {", ".join(map(repr, values)) or "nothing"}')
             prompt = values.pop("prompt")
@@ -117,3 +117,8 @@ class OpenLine:
             end = {"new_tokens": len(found.tokens), "finish_reason": found.finish_reason}
             sequences.append(result | end | seed)
         return sequences
+
+
+def head_of(line: Line, values: dict[str, Any]) -> dict[str, Any]:
+    """The beginning of a line's result: its index, and the id that it may have among the values that it says."""
+    return {"index": line.index} | ({"id": values["id"]} if "id" in values else {})
