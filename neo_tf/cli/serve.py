@@ -137,7 +137,7 @@ def serve(
     moe_policy: MoePolicy = None,
     adapter: AdapterPath = None,
 ) -> None:
-    """Serve a model over HTTP: OpenAI's protocol. One line says when it is ready."""
+    """Serve a model over HTTP, for clients of OpenAI's API and of huggingface_hub. One line says when it is ready."""
     try:
         from neo_tf.runtime.server.app import create_app
         from neo_tf.runtime.server.logs import set_up_logging

@@ -1,5 +1,6 @@
 """What comes of a request: its tokens so far, their text, and how it ended."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -80,6 +81,12 @@ class Generation:
     def continuations(self) -> Sequence[Continuation]:
         """What is returned: its hypotheses, best first, or without beams itself alone."""
         return self.hypotheses or [self]
+
+    @property
+    def mean_logprob(self) -> float:
+        """The mean log-probability of the new tokens, where logprobs are kept; minus infinity without any."""
+        logprobs = self.token_logprobs
+        return sum(logprobs) / len(logprobs) if logprobs else -math.inf
 
     def add_token(self, token: int) -> None:
         """Appends a new token."""

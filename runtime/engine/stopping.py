@@ -29,7 +29,7 @@ class Stopping:
         self._clock = Clock(request.max_time)
         self._limit = request.limit(config)
         self._stop_token_ids = frozenset(request.stop_token_ids)
-        self._stream = _stream(request) if request.tokenizer else None
+        self._stream = text_stream(request) if request.tokenizer else None
 
     def begin(self) -> None:
         """Starts the request's time."""
@@ -102,11 +102,11 @@ def stop_test(request: Request) -> Callable[[list[int]], bool] | None:
 
 def text_of(request: Request, tokens: list[int]) -> str:
     """The text of new tokens after a request's prompt, up to their end or a stop string."""
-    stream = _stream(request)
+    stream = text_stream(request)
     return "".join([*map(stream, tokens), stream.finish()])
 
 
-def _stream(request: Request) -> "TextStream":
+def text_stream(request: Request) -> "TextStream":
     """Writes the text that follows a request's prompt."""
     assert request.tokenizer is not None
     return request.tokenizer.stream(

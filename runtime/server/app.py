@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,12 @@ from starlette.types import ASGIApp
 import neo_tf
 from neo_tf.errors import RequestError
 
-from . import openai_chat, openai_completions, openai_embeddings, operations, page_routes, tokens
+from . import openai_chat, openai_completions, openai_embeddings, operations, page_routes, tgi_generate, tokens
 from .errors import ClientGoneError, ServerError, error_of, openai_form
 from .field_errors import field_error
 from .middleware import Entrance
 from .serving import Serving
+from .tgi_errors import TGI_STATUSES, tgi_form
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Protocol:
     Args:
         router: The routes.
         error_form: Writes an error as this protocol's clients read it.
-        error_paths: The paths whose errors it writes, with all paths under them; "/" is itself alone.
+        error_statuses: The statuses that they know for errors, where those are others: {ours: theirs}.
+        error_paths: The paths whose errors it writes, with all paths under them; "/" is itself alone, where it is
+            posted to.
         open_paths: Paths that may be read (GET, HEAD) without a key.
         always_open: Paths that may be read while the server ends, too.
         own_checks: Paths whose routes check the key themselves.
@@ -39,18 +42,27 @@ class Protocol:
 
     router: APIRouter
     error_form: Callable[[ServerError], dict[str, Any]] = openai_form
+    error_statuses: Mapping[int, int] = field(default_factory=dict)
     error_paths: tuple[str, ...] = field(default=())
     open_paths: frozenset[str] = frozenset()
     always_open: frozenset[str] = frozenset()
     own_checks: frozenset[str] = frozenset()
 
+    def writes_error(self, method: str, path: str) -> bool:
+        """Whether an error of a request is written in this protocol's form."""
+        if path == "/":
+            return path in self.error_paths and method == "POST"
+        return any(path == own or path.startswith(f"{own}/") for own in self.error_paths)
 
+
+_OPENAI = Protocol(openai_completions.router)  # writes the errors of all paths that no other protocol has
 PROTOCOLS = (
     Protocol(page_routes.router, open_paths=page_routes.page_paths(), always_open=page_routes.page_paths()),
-    Protocol(openai_completions.router),
+    _OPENAI,
     Protocol(openai_chat.router),
     Protocol(openai_embeddings.router),
     Protocol(tokens.router),
+    Protocol(tgi_generate.router, tgi_form, TGI_STATUSES, ("/", "/generate", "/generate_stream", "/info")),
     Protocol(
         operations.router,
         open_paths=frozenset(("/health", "/ready")),
@@ -116,11 +128,10 @@ def create_app(serving: Serving, protocols: Sequence[Protocol] = PROTOCOLS) -> A
     for protocol in protocols:
         app.include_router(protocol.router)
 
-    def error_form(path: str, error: ServerError) -> dict[str, Any]:
-        for protocol in protocols:
-            if any(path == own or path.startswith(f"{own}/") for own in protocol.error_paths):
-                return protocol.error_form(error)
-        return openai_form(error)
+    def answer_error(method: str, path: str, error: ServerError) -> JSONResponse:
+        protocol = next((one for one in protocols if one.writes_error(method, path)), _OPENAI)
+        status = protocol.error_statuses.get(error.status, error.status)
+        return JSONResponse(protocol.error_form(error), status, dict(error.headers))
 
     async def answer(request: Request, error: Exception) -> Response:
         if isinstance(error, ClientGoneError):
@@ -128,7 +139,7 @@ def create_app(serving: Serving, protocols: Sequence[Protocol] = PROTOCOLS) -> A
             return Response(status_code=499)  # goes nowhere
         told = _told(error)
         request.scope["state"]["error"] = told
-        return JSONResponse(error_form(request.url.path, told), told.status, dict(told.headers))
+        return answer_error(request.method, request.url.path, told)
 
     for kind in (ServerError, RequestError, RequestValidationError, HTTPException, ClientGoneError):
         app.add_exception_handler(kind, answer)
@@ -136,7 +147,7 @@ def create_app(serving: Serving, protocols: Sequence[Protocol] = PROTOCOLS) -> A
     open_paths = _DOCS.union(*(protocol.open_paths for protocol in protocols))
     always_open = frozenset[str]().union(*(protocol.always_open for protocol in protocols))
     own_checks = frozenset[str]().union(*(protocol.own_checks for protocol in protocols))
-    return Entrance(app, serving, error_form, open_paths, always_open, own_checks)
+    return Entrance(app, serving, answer_error, open_paths, always_open, own_checks)
 
 
 def _told(error: Exception) -> ServerError:

@@ -8,10 +8,10 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from .errors import ClientStalledError, ServerError, shutting_down
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 access_log = logging.getLogger("neo_tf.access")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
-# Writes an error in the form of the protocol that a path belongs to.
-ErrorForm = Callable[[str, ServerError], dict[str, Any]]
+# Answers (method, path, error) in the form of the protocol that the path belongs to.
+AnswerError = Callable[[str, str, ServerError], Response]
 
 
 class Entrance:
@@ -36,7 +36,7 @@ class Entrance:
     Args:
         app: What answers the others.
         serving: The model, its options and its counters.
-        error_form: Writes an error.
+        answer_error: Answers an error.
         open_paths: Paths that may be read (GET, HEAD) without a key.
         always_open: Paths that may be read while the server ends.
         own_checks: Paths whose routes check the key themselves.
@@ -46,14 +46,14 @@ class Entrance:
         self,
         app: ASGIApp,
         serving: Serving,
-        error_form: ErrorForm,
+        answer_error: AnswerError,
         open_paths: frozenset[str],
         always_open: frozenset[str],
         own_checks: frozenset[str],
     ) -> None:
         self._app = app
         self._serving = serving
-        self._error_form = error_form
+        self._answer_error = answer_error
         self._open_paths = open_paths
         self._always_open = always_open
         self._own_checks = own_checks
@@ -74,7 +74,7 @@ class Entrance:
                 body = await self._enter(scope, headers, receive)
             except ServerError as error:
                 scope["state"]["error"] = error
-                response = JSONResponse(self._error_form(scope["path"], error), error.status, error.headers)
+                response = self._answer_error(scope["method"], scope["path"], error)
                 await response(scope, receive, answer.send)
             else:
                 await self._app(scope, body, answer.send)

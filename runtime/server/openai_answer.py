@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastapi import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
-
 from .errors import ServerError, openai_form
-from .streaming import EventStream
+from .streaming import event_json
 
 if TYPE_CHECKING:
     from ..engine.generation import Generation
@@ -21,30 +16,8 @@ if TYPE_CHECKING:
     from .serving import Serving
 
 
-async def answer(
-    make: Callable[[], OpenAIAnswer], serving: Serving, http: HttpRequest, prompt: object, streams: bool
-) -> Response:
-    """Runs one request, and answers it.
-
-    Args:
-        make: Checks the request and makes its answer; it is called in a thread.
-        serving: The model.
-        http: The HTTP request.
-        prompt: What is written into the log, where prompts are.
-        streams: Whether the answer is a stream.
-    """
-    made = await asyncio.to_thread(make)
-    serving.log_prompt(http, prompt)
-    call = serving.start(made.requests, streams=streams)
-    if streams:
-        return EventStream(call, made)
-    async with call.watched(http.receive):
-        generations = await call.results()
-    return JSONResponse(await asyncio.to_thread(made.whole, generations))
-
-
 class OpenAIAnswer:
-    """Writes one answer, whole or in chunks; an EventWriter. A subclass makes the requests and writes the choices.
+    """Writes one answer, whole or in chunks; an Answer. A subclass makes the requests and writes the choices.
 
     Args:
         serving: The model.
@@ -105,18 +78,14 @@ class OpenAIAnswer:
     def end(self, generations: Sequence[Generation]) -> Iterator[str]:
         """See EventWriter."""
         if self._include_usage:
-            yield _json({**self._head, "choices": [], "usage": self.usage(generations)})
+            yield event_json({**self._head, "choices": [], "usage": self.usage(generations)})
         yield "[DONE]"
 
     def fail(self, error: ServerError) -> Iterator[str]:
         """See EventWriter."""
-        yield _json(openai_form(error))
+        yield event_json(openai_form(error))
         yield "[DONE]"
 
     def _chunk(self, choices: Sequence[Mapping[str, Any]]) -> str:
         chunk = {**self._head, "choices": choices}
-        return _json({**chunk, "usage": None} if self._include_usage else chunk)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        return event_json({**chunk, "usage": None} if self._include_usage else chunk)

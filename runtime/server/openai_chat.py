@@ -12,10 +12,11 @@ from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
 from ..argument_kinds import Whole
+from .answering import answer
 from .errors import bad_request
 from .fields import Argument, Checked, Ignored, NotServed
 from .messages_field import Messages
-from .openai_answer import OpenAIAnswer, answer
+from .openai_answer import OpenAIAnswer
 from .openai_fields import (
     OpenAIBody,
     check_body,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,9 +12,10 @@ from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
 from ..argument_kinds import Flag, Whole
+from .answering import answer
 from .errors import bad_request
 from .fields import Argument, Checked, NotServed
-from .openai_answer import OpenAIAnswer, answer
+from .openai_answer import OpenAIAnswer
 from .openai_fields import (
     OpenAIBody,
     check_body,
@@ -148,7 +148,7 @@ class _Completion(OpenAIAnswer):
         for begin in range(0, len(generations), self._drawn):
             indices = list(range(begin, begin + self._drawn))
             if self._drawn > self._count:  # stable: of equal ones the first
-                indices.sort(key=lambda index: -_mean_logprob(generations[index]))
+                indices.sort(key=lambda index: -generations[index].mean_logprob)
             for index in indices[: self._count]:
                 choices.append(self._choice(len(choices), index, generations[index]))
         return {**self.head(), "choices": choices, "usage": self.usage(generations)}
@@ -204,9 +204,3 @@ class _Completion(OpenAIAnswer):
         prompts = sum(len(request.prompt) for request in self.requests[:: self._drawn])
         new = 0 if self._scores else sum(len(generation.tokens) for generation in generations)
         return usage(prompts, new)
-
-
-def _mean_logprob(generation: Generation) -> float:
-    """What best_of compares: the mean log-probability of the tokens."""
-    logprobs = generation.token_logprobs
-    return sum(logprobs) / len(logprobs) if logprobs else -math.inf

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from neo_tf.errors import RequestError
-
 from ..argument_kinds import Kind, Whole
-from ..argument_table import ARGUMENTS, Panel
-from ..arguments import GenerateArguments
-from ..generation_config import ModelSettings
+from ..argument_table import ARGUMENTS
 from ..guided.response_format import guided_arguments
 from .errors import bad_request
 from .fields import Argument, Checked, Ignored, NotServed, argument_fields, arguments_of
+from .served_arguments import served_arguments
 from .serving import Serving
 
 if TYPE_CHECKING:
+    from ..arguments import GenerateArguments
     from ..engine.generation import Generation
 
 # What holds where neither the request nor the model's generation_config.json says anything: as in OpenAI's API.
 _DEFAULTS: Mapping[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "include_stop_str_in_output": False}
-# Of the model's own settings: a request says how many texts it wants, and this protocol has no beams.
-_NOT_FROM_MODEL = (Panel.BEAMS, Panel.RESULTS)
 
 _ONE_MODEL = NotServed("the model's own text is all there is", (False, 0, "none", []))
 
@@ -183,28 +178,7 @@ def generate_arguments(
         given["eos_token_id"] = []
     if count > 1:
         given["num_return_sequences"] = count
-    own = serving.pipeline.settings
-    below = {name: value for name, value in own.arguments.items() if ARGUMENTS[name].panel not in _NOT_FROM_MODEL}
-    options = GenerateArguments.parse(given, settings=ModelSettings({**_DEFAULTS, **below}, {}, own.source))
-    _check_guide(options, "response_format" if guided else None, serving)
-    return dataclasses.replace(options, origin=dataclasses.replace(options.origin, new_tokens=new_tokens))
-
-
-def _check_guide(options: GenerateArguments, field: str | None, serving: Serving) -> None:
-    """Raises ServerError where what the text must keep to cannot be served.
-
-    Args:
-        options: The arguments.
-        field: The field that it comes from; None where it has the argument's name.
-        serving: The model.
-    """
-    try:
-        guide = options.sampling.guide
-        if guide:
-            serving.tokenizer.grammar(guide)
-    except RequestError as error:
-        name, _, reason = str(error).partition(": ")
-        raise bad_request(f"{field or name}: {reason}", field or name, "invalid_value") from None
+    return served_arguments(given, _DEFAULTS, new_tokens, serving, "response_format" if guided else None)
 
 
 def refuse_streamed_prompt_logprobs(body: OpenAIBody) -> None:

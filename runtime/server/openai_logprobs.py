@@ -70,12 +70,12 @@ class CompletionLogprobs:
         for text, logprob, top in zip(texts, logprobs, tops, strict=True):
             found: dict[str, float] = {}
             for token, value in list(top.items())[: self._count]:
-                found.setdefault(self._texts.text(token), _finite(value))
-            found.setdefault(text, _finite(logprob))
+                found.setdefault(self._texts.text(token), finite(value))
+            found.setdefault(text, finite(logprob))
             alternatives.append(found)
         return {
             "tokens": texts,
-            "token_logprobs": [_finite(value) for value in logprobs],
+            "token_logprobs": [finite(value) for value in logprobs],
             "top_logprobs": alternatives,
             "text_offset": offsets,
         }
@@ -100,7 +100,7 @@ def chat_logprobs(serving: Serving, generation: Generation, begin: int, end: int
 def _chat_token(serving: Serving, token: int, logprob: float) -> dict[str, Any]:
     return {
         "token": serving.texts.text(token),
-        "logprob": _finite(logprob),
+        "logprob": finite(logprob),
         "bytes": list(serving.texts.bytes(token)),
     }
 
@@ -124,9 +124,9 @@ def prompt_logprobs(serving: Serving, generation: Generation, count: int) -> lis
 
 
 def _prompt_token(serving: Serving, token: int, logprob: float, rank: int | None) -> dict[str, Any]:
-    return {"logprob": _finite(logprob), "rank": rank, "decoded_token": serving.texts.text(token)}
+    return {"logprob": finite(logprob), "rank": rank, "decoded_token": serving.texts.text(token)}
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
     """A log-probability that JSON can hold. As in OpenAI's API, -9999 stands for what is too small."""
     return max(logprob, -9999.0)

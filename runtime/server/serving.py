@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
     from .api_keys import ApiKeys
 
+# What clients of Text Generation Inference send for "the model that is served".
+_ANY_MODEL = ("tgi", "dummy")
 _prompt_log = logging.getLogger("neo_tf.prompts")
 
 
@@ -108,7 +110,7 @@ class Serving:
 
     def check_name(self, name: str | None) -> None:
         """Raises ServerError, 404, where a request names a model that is not served."""
-        if name is not None and name not in self.options.names:
+        if name is not None and name not in self.options.names and name not in _ANY_MODEL:
             raise ServerError(
                 404,
                 f"the model {name!r} does not exist: this server has {', '.join(self.options.names)}",

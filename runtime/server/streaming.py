@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.responses import Response
 
@@ -83,3 +84,8 @@ class EventStream(Response):
                 scope["state"]["error"] = error
                 await write([*writer.fail(error)])
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def event_json(value: Any) -> str:
+    """JSON in one line, as the data of an event."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -33,7 +33,7 @@ def in_background(function, *arguments, **named):
     return thread, results
 
 
-def raw_request(server, body, receive_buffer=None):
+def raw_request(server, body, receive_buffer=None, path="/v1/completions"):
     """A connection that has sent a request."""
     host, port = server.url.removeprefix("http://").split(":")
     content = json.dumps(body).encode()
@@ -42,7 +42,7 @@ def raw_request(server, body, receive_buffer=None):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     connection.settimeout(WAIT)
     connection.connect((host, int(port)))
-    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     return connection
 
@@ -50,10 +50,18 @@ def raw_request(server, body, receive_buffer=None):
 # ---- clients that leave
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_disconnects_frees_its_slots_within_a_step(server, stream):
+OF_EACH_PROTOCOL = [
+    ("/v1/completions", {**LONG, "n": 1, "stream": True}),
+    ("/v1/completions", {**LONG, "n": 1}),
+    ("/generate", {"inputs": "a", "parameters": {"max_new_tokens": 400}}),
+    ("/generate_stream", {"inputs": "a", "parameters": {"max_new_tokens": 400}}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), OF_EACH_PROTOCOL)
+def test_a_client_that_disconnects_frees_its_slots_within_a_step(server, path, body):
     running = server(step_seconds=SLOW)
-    connection = raw_request(running, {**LONG, "n": 1, "stream": stream})
+    connection = raw_request(running, body, path=path)
     running.wait_until(lambda: running.free_slots == 3 and len(running.steps) > 5)
     connection.close()
     closed = time.perf_counter()
