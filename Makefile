@@ -15,7 +15,7 @@ PROMPT ?= def read_lines(path):
 N ?= 2000
 SEED ?= 0
 
-.PHONY: help demo test gpu threads random-folders lint types peers lock update latest clean
+.PHONY: help demo test gpu threads ray-nodes random-folders lint types peers lock update latest clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -53,6 +53,12 @@ types: $(VENV)/.test ## checks the types
 	@rm -rf build
 	$(BIN)/python -m pip install $(QUIET) --no-deps --no-build-isolation --target build/types .
 	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p neo_tf
+
+# The folder is exported beside the tests: Ray's environment has no TensorFlow.
+ray-nodes: $(VENV)/.test $(PEERS)/ray/.done ## loses nodes of a Ray cluster of this machine, in a job and under traffic
+	@rm -rf build/ray-nodes && mkdir -p build
+	$(BIN)/neo-tf export $(MODEL) build/ray-nodes
+	$(PEERS)/ray/bin/python tests/ray_nodes.py build/ray-nodes
 
 random-folders: $(VENV)/.test ## draws N folders from SEED on, and compares neo-tf with transformers on each
 	$(BIN)/python tests/random_folders/check_folders.py --folders $(N) --seed $(SEED)

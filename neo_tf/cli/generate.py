@@ -342,7 +342,10 @@ def _run_job_on_ray(
     with _open_job(files, None) as job:
         cuda = loader.target == "cuda"
         slots = _slots(batch_size, None, options)
-        with contextlib.closing(RayRunner(loader.for_others(), slots, cuda, loader.threads, workers)) as runner:
+        with (
+            contextlib.redirect_stdout(sys.stderr),  # Ray prints what befalls its nodes
+            contextlib.closing(RayRunner(loader.for_others(), slots, cuda, loader.threads, workers)) as runner,
+        ):
             arguments, seed = job.begin(loader, runner.begin(), given)
             runner.set_arguments(arguments, seed)
             job.run(runner, skip_errors)

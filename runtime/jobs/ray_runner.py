@@ -283,9 +283,9 @@ def _connect() -> Any:
         _reach(address, where)
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR")
-    except ConnectionError:
-        raise RequestError(f"--ray: no Ray cluster runs {where}") from None
-    except Exception as error:  # of several kinds, such as another version of Ray
+    except Exception as error:  # of several kinds, such as a wrong token, or another version of Ray
+        if address == "auto" and isinstance(error, ConnectionError):
+            raise RequestError(f"--ray: no Ray cluster runs {where}") from None
         raise RequestError(f"--ray: no Ray cluster can be used {where}: {first_line(error)}") from None
     return ray
 
