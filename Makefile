@@ -15,7 +15,7 @@ PROMPT ?= def read_lines(path):
 N ?= 2000
 SEED ?= 0
 
-.PHONY: help demo test gpu threads ray-nodes random-folders lint types peers lock update latest clean
+.PHONY: help demo test gpu threads schedules ray-nodes random-folders lint types peers lock update latest clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -41,6 +41,9 @@ gpu: ## all that only a GPU can tell, in 10 minutes, with a report in build/gpu;
 
 threads: $(VENV)/.test ## 12 threads with 200 calls each on one pipeline
 	NEO_TF_CALLS_OF_EACH_THREAD=200 $(VENV)/bin/python -m pytest -q tests/runtime/test_many_threads.py
+
+schedules: $(VENV)/.test ## 20 times as many random schedules of requests as in make test
+	NEO_TF_SCHEDULES=20 $(VENV)/bin/python -m pytest -q tests/runtime/engine/test_engine_properties.py tests/runtime/engine/test_service.py
 
 lint: $(VENV)/.test ## corrects the style, and checks the types
 	$(BIN)/ruff check --fix .

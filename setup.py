@@ -74,6 +74,7 @@ setup(
             "httpx>=0.28",  # and one that sends what no client would
             "playwright>=1.65",  # drives the server's page in the system's Chromium
             "pytest>=9",
+            "pytest-xdist>=3.8",  # runs the suite in two processes
             "hypothesis>=6.100",
             "torch>=2.13",
             "transformers>=5.24",

@@ -53,6 +53,8 @@ GOLDEN_NAMES = (*GLOBAL_LOCAL, *OPTIONS)
 DECODABLE = tuple(name for name in GOLDEN_NAMES if name != "moe")
 TOLERANCE = 1e-4  # absolute, on fp32 logits
 PADDING = 257  # of the golden prompts
+# How many times as many random schedules of requests are tried as usual: `make schedules` tries many.
+SCHEDULES = int(os.environ.get("NEO_TF_SCHEDULES", "1"))
 
 
 @dataclass(frozen=True)

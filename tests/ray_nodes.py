@@ -20,7 +20,7 @@ from pathlib import Path
 
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
 # A node that is gone is missed after seconds, not half a minute.
-os.environ |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+os.environ |= {"RAY_health_check_period_ms": "2000", "RAY_health_check_failure_threshold": "4"}
 os.environ.pop("RAY_ADDRESS", None)
 
 import ray

@@ -1,5 +1,7 @@
 """model.onnx is called like other runtimes call it: with padded batches, masks of a whole capacity, and beams."""
 
+import functools
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -15,14 +17,20 @@ STEPS = 6
 LOCAL = "tiny-local-radius"
 
 
+@functools.cache
+def session_of(folder):
+    """The session of a folder's model.onnx. It has no state: the caches are inputs and outputs."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(folder / "model.onnx", options, ["CPUExecutionProvider"])
+
+
 class Batch:
     """A batch in model.onnx: its rows have unequal lengths; its caches grow, or are one buffer of a fixed capacity."""
 
     def __init__(self, folder, rows, capacity=None, filler=0.0):
         self.config = neo_tf.GPTNeoConfig.from_file(folder / "config.json")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        self.session = onnxruntime.InferenceSession(folder / "model.onnx", options, ["CPUExecutionProvider"])
+        self.session = session_of(folder)
         self.parts = cache_parts(self.config, windowed=False, head_size=self.config.head_size)
         self.capacity = capacity
         shapes = [(rows, part.heads, capacity or 0, part.columns) for part in self.parts]

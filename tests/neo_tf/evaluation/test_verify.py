@@ -210,8 +210,9 @@ def test_a_text_adds_perplexity_and_goes_on_past_the_context(demo_folder, monkey
     assert found[1].perplexity == pytest.approx(found[0].source_perplexity, rel=1e-5)
 
     (tmp_path / "text.py").write_text(text)
-    code, out, _ = run_cli(monkeypatch, capsys, "verify", TINY_PYTHON, demo_folder, "--text", tmp_path / "text.py")
-    assert code == 0 and f"{verify(TINY_PYTHON, demo_folder, text=text)[0].perplexity:.2f} " in out
+    options = ("--text", tmp_path / "text.py", "--tokens", 30)
+    code, out, _ = run_cli(monkeypatch, capsys, "verify", TINY_PYTHON, demo_folder, *options)
+    assert code == 0 and f"{verify(TINY_PYTHON, demo_folder, text=text, tokens=30)[0].perplexity:.2f} " in out
     (tmp_path / "text.py").write_bytes(b"\xff\x80")
     code, _, err = run_cli(monkeypatch, capsys, "verify", TINY_PYTHON, demo_folder, "--text", tmp_path / "text.py")
     assert code == 1 and err.count("error: ") == 1 and "UTF-8" in err

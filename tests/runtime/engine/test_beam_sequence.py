@@ -63,7 +63,7 @@ def test_beams_are_the_same_in_company_and_fill_the_context(exported, name):
     folder = exported(MODELS[name])
     alone, together = Engine(Session(folder, slots=4), prefix_cache_bytes=0), Engine(Session(folder, slots=7))
     config, requests = together.config, []
-    for number in range(10):
+    for number in range(7):
         length = rng.randint(1, config.n_ctx - 2)
         prompt = [rng.randrange(config.n_vocab) for _ in range(length)]
         beams = BeamOptions(rng.randint(2, 4), 2, early_stopping=rng.choice([True, False])) if number % 3 else None

@@ -3,7 +3,7 @@
 import hypothesis
 import numpy as np
 import pytest
-from conftest import GOLDEN, TINY_PYTHON, TOLERANCE
+from conftest import GOLDEN, SCHEDULES, TINY_PYTHON, TOLERANCE
 from cuda_layout import export_cuda_layout
 from cuda_standin import stand_in
 from hypothesis import strategies as st
@@ -85,10 +85,10 @@ def test_any_schedule_on_cuda(tmp_path, monkeypatch, name):
     export_cuda_layout(GOLDEN / name, tmp_path / "onnx")
     stand_in(monkeypatch)
     alone = Session(tmp_path / "onnx", slots=4, device="cpu")
-    check_schedules(monkeypatch, (alone, Session(tmp_path / "onnx", slots=SLOTS)), "fp32", examples=10)
+    check_schedules(monkeypatch, (alone, Session(tmp_path / "onnx", slots=SLOTS)), "fp32", examples=6)
 
 
-def check_schedules(monkeypatch, sessions, precision, examples=25):
+def check_schedules(monkeypatch, sessions, precision, examples=10):
     """Runs requests that come at any time, and compares each with what it comes to alone."""
     alone, session = sessions
     config, whole = session.config, session.cache.bytes_of(session.config.n_ctx)
@@ -98,7 +98,7 @@ def check_schedules(monkeypatch, sessions, precision, examples=25):
     pieces = [5, 16, 256]
     monkeypatch.setattr("neo_tf.runtime.engine.prefix_cache.BLOCK", 8 if precision == "fp32" else 64)
 
-    examples = examples if precision == "fp32" else 8
+    examples = SCHEDULES * (examples if precision == "fp32" else 4)
 
     @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, phases=PHASES)
     @hypothesis.given(st.data())

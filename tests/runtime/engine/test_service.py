@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, SCHEDULES
 
 from neo_tf.errors import EngineError, RequestError
 from neo_tf.runtime.device.session import Session
@@ -53,7 +53,7 @@ def random_request(rng, n_vocab, n_ctx):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(SCHEDULES))
 def test_fifty_requests_at_random_times_are_each_as_if_alone(exported, service, name, seed):
     rng = random.Random(f"{name} {seed}")
     one = Engine(Session(exported(GOLDEN / name)))

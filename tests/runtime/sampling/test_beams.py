@@ -84,9 +84,16 @@ def check(model, prompt, max_new_tokens, eos_token_id=(), atol=1e-5, **arguments
 # ---- transformers' sequences and scores
 
 
-@pytest.mark.parametrize("length_penalty", [0, 1.0, 2, -1, 0.5])
-@pytest.mark.parametrize("early_stopping", [False, True, "never"])
-@pytest.mark.parametrize("num_beams", [2, 3, 4, 5])
+# Every two of these values meet; all three of them do in test_random_searches_are_transformers, as they are drawn.
+EARLY_STOPPING = (False, True, "never")
+SEARCHES = [
+    (num_beams, EARLY_STOPPING[(num_beams + number) % 3], length_penalty)
+    for num_beams in (2, 3, 4, 5)
+    for number, length_penalty in enumerate((0, 1.0, 2, -1, 0.5))
+]
+
+
+@pytest.mark.parametrize(("num_beams", "early_stopping", "length_penalty"), SEARCHES)
 def test_beams_are_transformers(judge, num_beams, early_stopping, length_penalty):
     """Likely tokens end the text, so that hypotheses finish at several lengths, and their order is the penalty's."""
     options = {"num_beams": num_beams, "early_stopping": early_stopping, "length_penalty": length_penalty}
@@ -305,10 +312,9 @@ def check_random(model, prompt, max_new_tokens, ends, options):
 
 
 SAMPLED = {"num_beams": 2, "num_return_sequences": 2, "do_sample": True}
-DRAWS = 8000
 
 
-def drawn(next_logits, prompt, max_new_tokens, eos_token_id=(), draws=DRAWS, **options):
+def drawn(next_logits, prompt, max_new_tokens, eos_token_id=(), *, draws, **options):
     """How often each list of sequences comes."""
     searches = (
         search_with(next_logits, prompt, max_new_tokens, eos_token_id, seed=seed, **SAMPLED, **options)
@@ -340,7 +346,7 @@ def test_sampled_beams_come_as_often_as_the_exact_distribution_says():
             left = 1 - np.cumsum([0, *(weights[one] for one in order[:3])])  # of the probability, before each draw
             expected[best] += chance * np.prod([weights[one] for one in order] / left)
     assert sum(expected.values()) == pytest.approx(1)
-    found = drawn(next_logits, prompt, 2)
+    found = drawn(next_logits, prompt, 2, draws=8000)
     assert set(found) <= set(expected)
     counts = np.array([found[outcome] for outcome in expected])
     assert chi_square_p_value(counts, np.array(list(expected.values()))) > FALSE_ALARM
@@ -371,8 +377,8 @@ def test_sampled_beams_come_as_often_as_transformers(options):
     torch = pytest.importorskip("torch")
     prompt, n_vocab = [3], 7
     two_are_left = options in ({"top_k": 1}, {"epsilon_cutoff": 0.4, "renormalize_logits": True})
-    draws = 500 if two_are_left else DRAWS
-    found = drawn(random_logits(n_vocab, 2, 1.5), prompt, 3, (0,), draws, **options)
+    draws = 500 if two_are_left else 2000
+    found = drawn(random_logits(n_vocab, 2, 1.5), prompt, 3, (0,), draws=draws, **options)
     torch.manual_seed(0)
     its = random_model(n_vocab, 2, 1.5).generate(
         torch.tensor([prompt]).repeat(3 * draws, 1),
