@@ -29,7 +29,7 @@ from ray.cluster_utils import Cluster
 
 from neo_tf.runtime.server.ray import ReplicaArguments, app
 
-LINES = 400
+LINES = 200
 COMMAND = [sys.executable, "-m", "neo_tf", "generate"]
 
 

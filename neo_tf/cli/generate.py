@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -343,7 +344,9 @@ def _run_job_on_ray(
         cuda = loader.target == "cuda"
         slots = _slots(batch_size, None, options)
         with (
-            contextlib.redirect_stdout(sys.stderr),  # Ray prints what befalls its nodes
+            # Ray prints pages about each node that it loses; its own logs have them too, and a note is enough here.
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
             contextlib.closing(RayRunner(loader.for_others(), slots, cuda, loader.threads, workers)) as runner,
         ):
             arguments, seed = job.begin(loader, runner.begin(), given)
