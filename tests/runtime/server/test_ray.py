@@ -3,6 +3,7 @@
 `make peers` installs Ray in an environment of its own. One cluster serves all tests.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -12,12 +13,15 @@ import subprocess
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import openai
 import pytest
 from conftest import run_cli
 
+from neo_tf.errors import EngineError
+from neo_tf.runtime.server.ray import Replica, ReplicaArguments, load
 from neo_tf.text_generation import pipeline
 
 ROOT = Path(__file__).parents[3]
@@ -70,6 +74,47 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < deadline, "it did not come"
         time.sleep(0.02)
+
+
+# ---- a replica, without Ray
+
+
+def test_a_broken_engine_fails_the_health_check():
+    replica = object.__new__(Replica)
+    replica._serving = SimpleNamespace(service=SimpleNamespace(failure=None))
+    asyncio.run(replica.check_health())
+    replica._serving.service.failure = "the engine stopped: no memory"
+    with pytest.raises(EngineError, match="no memory"):
+        asyncio.run(replica.check_health())
+
+
+def test_arguments_are_those_of_serve(demo_folder, tmp_path):
+    (tmp_path / "keys").write_text("secret\n")
+    (tmp_path / "template").write_text("{{ messages[0].content }}")
+    arguments = ReplicaArguments(
+        model=str(demo_folder),
+        model_name="a",
+        alias=["b"],
+        slots=3,
+        max_queue=5,
+        max_body="2kB",
+        cache_memory="40MB",
+        api_keys=str(tmp_path / "keys"),
+        chat_template=str(tmp_path / "template"),
+        max_logprobs=9,
+    )
+    serving = load(arguments)
+    try:
+        options, engine = serving.options, serving.pipeline.engine
+        assert options.names == ("a", "b") and options.max_body == 2000 and options.max_logprobs == 9
+        assert options.keys.accepts("secret") and not options.keys.accepts("other")
+        assert options.chat_template == "{{ messages[0].content }}"
+        assert serving.admission.limit == 8 and engine.slots.limit == 40_000_000 and engine.slots.free == 3
+    finally:
+        serving.close()
+    for wrong in ({"slot": 3}, {"slots": 0}, {"device": "cuda:1"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            ReplicaArguments(model="m", **wrong)
 
 
 # ---- the server
