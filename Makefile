@@ -15,7 +15,7 @@ PROMPT ?= def read_lines(path):
 N ?= 2000
 SEED ?= 0
 
-.PHONY: help demo test gpu threads schedules ray-nodes random-folders lint types peers lock update latest clean
+.PHONY: help demo test gpu threads schedules ray-nodes random-folders server-fuzz server-soak lint types peers lock update latest clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -66,6 +66,16 @@ ray-nodes: $(VENV)/.test $(PEERS)/ray/.done ## loses nodes of a Ray cluster of t
 random-folders: $(VENV)/.test ## draws N folders from SEED on, and compares neo-tf with transformers on each
 	$(BIN)/python tests/random_folders/check_folders.py --folders $(N) --seed $(SEED)
 
+server-fuzz: $(VENV)/.test $(PEERS)/schemathesis/.done ## sends N cases made of the server's OpenAPI schema to a server
+	@mkdir -p build && rm -rf build/*-onnx
+	$(BIN)/neo-tf export $(MODEL) build/fuzz-onnx
+	$(BIN)/python tests/fuzz/server_fuzz.py build/fuzz-onnx --cases $(N) --seed $(SEED)
+
+server-soak: $(VENV)/.test ## cuts N connections to a server at random moments, and looks at its memory
+	@mkdir -p build && rm -rf build/*-onnx
+	$(BIN)/neo-tf export $(MODEL) build/soak-onnx
+	$(BIN)/python benchmarks/server_soak.py build/soak-onnx --connections $(N) --seed $(SEED)
+
 # -- What is installed ------------------------------------------------------------------------------------------------
 
 QUIET := --quiet --disable-pip-version-check
@@ -115,7 +125,7 @@ $(GPU)/.done: requirements/build.txt requirements/test.txt requirements/torch.tx
 
 # Other runtimes, each in an environment of its own: they want other versions than the tests. Where one cannot be
 # installed, its tests are skipped with the reason, which is the end of its log; the next run tries again.
-peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done $(PEERS)/ray/.done ## other runtimes and Ray, for the tests that need them
+peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done $(PEERS)/lm-eval/.done $(PEERS)/ray/.done ## other runtimes and Ray, for the tests that need them
 
 $(PEERS)/genai/.done: requirements/genai.txt
 	@mkdir -p $(@D)
@@ -139,6 +149,18 @@ $(PEERS)/ray/.done: requirements/build.txt requirements/ray.txt setup.py
 	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),build) && $(call install,$(@D),ray) \
 		&& $(call install-project,$(@D)); } \
 		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
+
+# Some of what it needs has no wheel, and is built with what build.txt puts there.
+$(PEERS)/lm-eval/.done: requirements/lm-eval.txt requirements/build.txt
+	@mkdir -p $(@D)
+	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),build) && $(call install,$(@D),lm-eval); } \
+		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
+
+$(PEERS)/schemathesis/.done: requirements/schemathesis.txt
+	@mkdir -p $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(call install,$(@D),schemathesis)
+	touch $@
 
 # -- Versions ---------------------------------------------------------------------------------------------------------
 

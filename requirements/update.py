@@ -23,7 +23,7 @@ PLATFORMS = (
     "x86_64-pc-windows-msvc",
 )
 # Packages that are published as source alone, and built with build.txt. All others must have wheels.
-SOURCES = ("future",)
+SOURCES = ("future", "rouge-score", "sqlitedict", "word2number")
 # torch and what its builds for CUDA need; nothing else in the locks needs packages of these names.
 TORCH = re.compile(r"torch$|nvidia-|cuda-")
 # Packages that are not installed though others ask for them. triton 3.7 crashes the process when it is imported after
@@ -126,13 +126,17 @@ def main():
     write("ray", "neo-tf with Ray, one of the environments of `make peers`.", ray)
     genai = resolve("requirements/genai.in", before=read("genai"), upgrade=upgrade)
     write("genai", "onnxruntime-genai, one of the other runtimes of `make peers`.", genai)
+    fuzzer = resolve("requirements/schemathesis.in", before=read("schemathesis"), upgrade=upgrade)
+    write("schemathesis", "schemathesis, which makes requests from the server's schema: `make server-fuzz`.", fuzzer)
+    harness = resolve("requirements/lm-eval.in", before=read("lm-eval"), upgrade=upgrade)
+    write("lm-eval", "lm-evaluation-harness, which scores through the server: `make peers`.", harness)
     same_torch = ("--constraints", "requirements/torch.txt")
     _, optimum = split(resolve("requirements/optimum.in", *same_torch, before=read("optimum"), upgrade=upgrade))
     write("optimum", "Optimum, one of the other runtimes of `make peers`, but for torch.", optimum)
     updater = resolve("requirements/update.in", before=read("update"), upgrade=upgrade)
     write("update", "uv, which writes these files.", updater)
     lock_npm(upgrade)
-    for name in ("demo", "test", "torch", "ray", "genai", "optimum"):
+    for name in ("demo", "test", "torch", "ray", "genai", "optimum", "schemathesis", "lm-eval"):
         check(name)
 
 

@@ -1,7 +1,7 @@
 """`make ray-nodes`: loses nodes of a Ray cluster of three on loopback, during a job and under traffic.
 
 It shows that no result of the job is lost or comes twice, that the file is byte for byte that of a job without Ray,
-and that the service goes on answering. It takes about two minutes, and runs in the environment that has Ray.
+and that the service goes on answering. It takes a few minutes, and runs in the environment that has Ray.
 """
 
 import argparse

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import re
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from tokenizers import Tokenizer
 
+# The library goes into the parts of a schema by recursion, with about 10 KB for each, and ends the process where its
+# stack is full: this is enough for guide.MOST_SCHEMAS of them inside each other.
+_STACK_BYTES = 256 << 20
 _KEPT = 32  # compiled grammars: a large one takes a few MB
 
 
@@ -83,11 +88,35 @@ class Grammars:
         with self._lock:
             if self._tokens is None:
                 self._tokens = _Tokens(token_bytes(self._tokenizer))
+        tokens = self._tokens.for_library
         limits = llguidance.LLParserLimits(verbose_errors=False)
-        matcher = llguidance.LLMatcher(self._tokens.for_library, guide.grammar, log_level=0, limits=limits)
+        matcher = _with_large_stack(lambda: llguidance.LLMatcher(tokens, guide.grammar, log_level=0, limits=limits))
         if matcher.is_error():
             raise RequestError(f"{guide.name}: {_reason(matcher.get_error())}")
         return _Compiled(guide.name, matcher, self._tokens.has_text)
+
+
+_stack_size = threading.Lock()
+
+
+def _with_large_stack(make: Callable[[], LLMatcher]) -> LLMatcher:
+    """What a function returns, or raises, in a thread with a stack of _STACK_BYTES; memory is used as it is needed."""
+    made: Future[LLMatcher] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(make())
+        except BaseException as error:
+            made.set_exception(error)
+
+    thread = threading.Thread(target=run, name="neo-tf grammar")
+    with _stack_size:
+        usual = threading.stack_size(_STACK_BYTES)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(usual)
+    return made.result()
 
 
 class _Tokens:

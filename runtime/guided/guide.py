@@ -19,6 +19,7 @@ _JSON_OPTIONS = {
     "lenient": False,  # a keyword that cannot be kept to is refused
     "json_allow_general_unicode_escapes": False,  # with them a key could be written a second time, in other letters
 }
+MOST_SCHEMAS = 10_000  # in one schema, itself and all inside it
 _OPTIONS_KEY = "x-guidance"  # the schema's keyword for these options
 # Keywords whose values are no schemas.
 _NO_SCHEMAS = frozenset(("const", "enum", "default", "examples", "example", "required", "dependentRequired"))
@@ -54,11 +55,13 @@ class Guide:
         """The text is JSON, and what it says keeps to a schema.
 
         Raises:
-            RequestError: The schema has a keyword that is known not to be kept to.
+            RequestError: The schema has a keyword that is known not to be kept to, or too many parts.
         """
         if _OPTIONS_KEY in schema:
             raise RequestError(f"guided_json: the keyword {_OPTIONS_KEY} is not served")
-        for part in _schemas(schema):
+        for number, part in enumerate(_schemas(schema)):
+            if number == MOST_SCHEMAS:
+                raise RequestError(f"guided_json: the schema has more than {MOST_SCHEMAS} schemas inside it")
             least = part.get("minProperties", 0)
             required = part.get("required", ())
             # A name that the schema does not know may come twice, and then it counts once.

@@ -127,8 +127,8 @@ class CountPenalties:
     """
 
     def __init__(self, presence: float, frequency: float, prompt_length: int) -> None:
-        self._presence = presence
-        self._frequency = frequency
+        self._presence = float(presence)  # a whole number may be too large for numpy's own
+        self._frequency = float(frequency)
         self._prompt_length = prompt_length
 
     def __call__(self, history: np.ndarray, scores: np.ndarray) -> np.ndarray:

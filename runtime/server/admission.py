@@ -25,18 +25,22 @@ class Admission:
         self.active = 0
         self._lock = threading.Lock()
 
-    def take(self, count: int) -> None:
-        """Takes sequences in.
-
-        Raises:
-            ServerError: 503 while the server ends, 429 where the queue is full, 400 for more than ever fit.
-        """
+    def check(self, count: int) -> None:
+        """Raises ServerError, 400, for more sequences of one request than ever fit: before one of them is made."""
         if count > self.limit:
             raise bad_request(
                 f"the request makes {count} sequences, and this server holds at most {self.limit} at once, waiting "
                 "ones included: divide it",
                 code="too_many_sequences",
             )
+
+    def take(self, count: int) -> None:
+        """Takes sequences in.
+
+        Raises:
+            ServerError: 503 while the server ends, 429 where the queue is full, 400 for more than ever fit.
+        """
+        self.check(count)
         with self._lock:
             if self.draining:
                 raise shutting_down()

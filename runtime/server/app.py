@@ -17,7 +17,16 @@ from starlette.types import ASGIApp
 import neo_tf
 from neo_tf.errors import RequestError
 
-from . import openai_chat, openai_completions, openai_embeddings, operations, page_routes, tgi_generate, tokens
+from . import (
+    docs_page,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    operations,
+    page_routes,
+    tgi_generate,
+    tokens,
+)
 from .errors import ClientGoneError, ServerError, error_of, openai_form
 from .field_errors import field_error
 from .middleware import Entrance
@@ -62,6 +71,7 @@ PROTOCOLS = (
     Protocol(openai_chat.router),
     Protocol(openai_embeddings.router),
     Protocol(tokens.router),
+    Protocol(docs_page.router),
     Protocol(tgi_generate.router, tgi_form, TGI_STATUSES, ("/", "/generate", "/generate_stream", "/info")),
     Protocol(
         operations.router,
@@ -104,7 +114,7 @@ class _App(FastAPI):
             for path in schema["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
-                    operation["responses"]["default"] = _ERROR
+                    operation["responses"].setdefault("default", _ERROR)
             for unused in ("HTTPValidationError", "ValidationError"):
                 schema.get("components", {}).get("schemas", {}).pop(unused, None)
         return self.openapi_schema or {}
@@ -123,7 +133,7 @@ def create_app(serving: Serving, protocols: Sequence[Protocol] = PROTOCOLS) -> A
         yield
         await asyncio.to_thread(serving.close)
 
-    app = _App(title="neo-tf", version=neo_tf.__version__, lifespan=lifespan, redoc_url=None)
+    app = _App(title="neo-tf", version=neo_tf.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.serving = serving
     for protocol in protocols:
         app.include_router(protocol.router)

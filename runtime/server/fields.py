@@ -10,6 +10,8 @@ from pydantic_core import core_schema
 from neo_tf.errors import RequestError
 
 from ..argument_kinds import (
+    Choice,
+    Choices,
     Flag,
     JsonSchema,
     Kind,
@@ -33,10 +35,14 @@ class Checked:
         kind: The kind of value.
         meaning: What the field does.
         also: Values beyond the kind's range that the protocol gives a meaning of its own.
+        schema: The kind as JSON schema; by default that of schema_of.
     """
 
-    def __init__(self, kind: Kind, meaning: str, also: tuple[Any, ...] = ()) -> None:
+    def __init__(
+        self, kind: Kind, meaning: str, also: tuple[Any, ...] = (), schema: dict[str, Any] | None = None
+    ) -> None:
         self._kind = kind
+        self._schema = schema_of(kind) if schema is None else schema
         self._also = also
         self._meaning = meaning
 
@@ -44,7 +50,7 @@ class Checked:
         return core_schema.with_info_plain_validator_function(self._check)
 
     def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> Any:
-        options = [schema_of(self._kind), {"type": "null"}]
+        options = [self._schema, {"type": "null"}]
         if self._also:
             options.insert(1, {"enum": list(self._also)})
         return {"anyOf": options, "description": self._meaning}
@@ -141,13 +147,16 @@ def schema_of(kind: Kind) -> dict[str, Any]:
             "exclusiveMaximum": kind.below,
         }
         return _with_limits({"type": "number"}, **limits)
+    if isinstance(kind, Choice):
+        return {"enum": list(kind.values)}
     ids = {"type": "array", "items": {"type": "integer", "minimum": 0}}
     text = {"type": "string"}
     some_text = {"type": "string", "minLength": 1}
     if isinstance(kind, TokenIds):
         return {"anyOf": [ids, ids["items"]]} if kind.or_one else ids
     if isinstance(kind, Texts):
-        return {"anyOf": [some_text, {"type": "array", "items": some_text}]}
+        texts = {"type": "array", "items": some_text}
+        return {"anyOf": [some_text, {**texts, "minItems": 1} if isinstance(kind, Choices) else texts]}
     by_type: dict[type[Kind], dict[str, Any]] = {
         Flag: {"type": "boolean"},
         Text: text,
@@ -155,7 +164,11 @@ def schema_of(kind: Kind) -> dict[str, Any]:
         JsonSchema: {"anyOf": [{"type": "object"}, text]},
         TokenId: {"type": "integer", "minimum": 0},
         TokenSequences: {"type": "array", "items": ids},
-        TokenBiases: {"type": "object", "additionalProperties": {"type": "number"}},
+        TokenBiases: {
+            "type": "object",
+            "patternProperties": {"^[0-9]{1,9}$": {"type": "number"}},
+            "additionalProperties": False,
+        },
     }
     return by_type.get(type(kind), {})
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .serving import Serving
 
 access_log = logging.getLogger("neo_tf.access")
-_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 # Answers (method, path, error) in the form of the protocol that the path belongs to.
 AnswerError = Callable[[str, str, ServerError], Response]

@@ -29,6 +29,7 @@ from .openai_fields import (
 )
 from .openai_logprobs import chat_logprobs, prompt_logprobs
 from .serving import Served, Serving
+from .streaming import STREAMED
 
 if TYPE_CHECKING:
     from ..engine.generation import Generation
@@ -71,7 +72,7 @@ class ChatBody(OpenAIBody):
     chat_template_kwargs: Annotated[Any, NotServed("the server's own template is used as it is", ({},))] = None
 
 
-@router.post("/chat/completions", summary="Answer a chat")
+@router.post("/chat/completions", summary="Answer a chat", responses=STREAMED)
 async def chat_completions(body: ChatBody, serving: Served, http: HttpRequest) -> Response:
     """Answers a chat, as OpenAI's API does."""
     return await answer(lambda: _Chat(body, serving), serving, http, body.messages, body.streams)

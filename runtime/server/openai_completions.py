@@ -29,6 +29,7 @@ from .openai_fields import (
 from .openai_logprobs import CompletionLogprobs, joined, prompt_logprobs
 from .prompt_field import Prompts
 from .serving import Served, Serving
+from .streaming import STREAMED
 
 if TYPE_CHECKING:
     from ..engine.generation import Generation
@@ -83,7 +84,7 @@ def _model(serving: Serving, name: str) -> dict[str, Any]:
     }
 
 
-@router.post("/completions", summary="Continue texts")
+@router.post("/completions", summary="Continue texts", responses=STREAMED)
 async def completions(body: CompletionBody, serving: Served, http: HttpRequest) -> Response:
     """Continues one prompt or several, as OpenAI's API does."""
     return await answer(lambda: _Completion(body, serving), serving, http, body.prompt, body.streams)
@@ -109,6 +110,7 @@ class _Completion(OpenAIAnswer):
         more = {"max_new_tokens": 1} if self._scores else {}
         options = generate_arguments(body, serving, self._drawn, more, _NEW_TOKENS)
         self._prompts = body.prompt or [""]  # without one, as if a document began
+        serving.admission.check(len(self._prompts) * self._drawn)
         self.requests: list[Request] = []
         for prompt in self._prompts:
             self.requests += map(self._keeping, serving.requests(prompt, options, truncation(body, serving)))

@@ -35,6 +35,14 @@ class _ResponseFormat(Kind):
         guided_arguments(value)
 
 
+def _typed(kind: str, **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"type": {"const": kind}, **more}, "required": ["type", *more]}
+
+
+_NAMED_SCHEMA = {"type": "object", "properties": {"schema": {"type": "object"}}, "required": ["schema"]}
+_RESPONSE_FORMATS = {"anyOf": [_typed("text"), _typed("json_object"), _typed("json_schema", json_schema=_NAMED_SCHEMA)]}
+
+
 class StreamOptions(BaseModel):
     """What else a stream holds."""
 
@@ -80,7 +88,8 @@ class OpenAIBody(BaseModel):
     ] = None
     # Structured output: OpenAI's name, and vLLM's
     response_format: Annotated[
-        Any, Checked(_ResponseFormat(), "Write JSON: any object, or what keeps to a schema.")
+        Any,
+        Checked(_ResponseFormat(), "Write JSON: any object, or what keeps to a schema.", schema=_RESPONSE_FORMATS),
     ] = None
     guided_regex: Annotated[Any, Argument("guided_regex")] = None
     guided_choice: Annotated[Any, Argument("guided_choice")] = None

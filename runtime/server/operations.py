@@ -33,7 +33,10 @@ async def ready(serving: Served) -> Response:
     return await health(serving)
 
 
-@router.get("/metrics", summary="Prometheus' metrics")
+_METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}}
+
+
+@router.get("/metrics", summary="Prometheus' metrics", response_class=Response, responses=_METRICS)
 async def metrics(serving: Served) -> Response:
     """Returns counters, gauges and histograms."""
     return Response(serving.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -79,6 +79,7 @@ class DrainingServer(uvicorn.Server):
             log_config=None,  # the caller sets up logging
             access_log=False,  # the app writes its own
             server_header=False,
+            ws="none",
             backlog=_BACKLOG,
             timeout_graceful_shutdown=_FLUSH_SECONDS,
         )

@@ -140,6 +140,7 @@ class Serving:
             ServerError: They cannot be served, because of the prompt's tokens or their number.
             RequestError: They cannot be served for another reason.
         """
+        self.admission.check(options.requests_of_each)
         requests = self.pipeline.requests(prompt, options)
         ids = requests[0].prompt
         if last is not None and len(ids) > last:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..engine.generation import Generation
     from .call import Call, Update
 
+# What a route's OpenAPI says of an answer that may stream.
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 

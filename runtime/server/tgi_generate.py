@@ -13,13 +13,15 @@ import neo_tf
 from .answering import answer
 from .errors import bad_request
 from .serving import Served, Serving
+from .streaming import STREAMED
 from .tgi_answer import TgiAnswer
+from .tgi_errors import TGI_ERROR
 from .tgi_fields import GenerateBody
 
-router = APIRouter(tags=["Text Generation Inference"])
+router = APIRouter(tags=["Text Generation Inference"], responses=TGI_ERROR)
 
 
-@router.post("/", summary="Continue a text: whole, or as a stream where `stream` is true")
+@router.post("/", summary="Continue a text: whole, or as a stream where `stream` is true", responses=STREAMED)
 async def compatible(body: GenerateBody, serving: Served, http: HttpRequest) -> Response:
     """Continues a text, as hosted inference endpoints do: without a stream, the answer is a list of one."""
     return await _answer(body, serving, http, streams=bool(body.stream), in_list=True)
@@ -33,7 +35,7 @@ async def generate(body: GenerateBody, serving: Served, http: HttpRequest) -> Re
     return await _answer(body, serving, http, streams=False)
 
 
-@router.post("/generate_stream", summary="Continue a text as a stream of tokens")
+@router.post("/generate_stream", summary="Continue a text as a stream of tokens", responses=STREAMED)
 async def generate_stream(body: GenerateBody, serving: Served, http: HttpRequest) -> Response:
     """Continues a text, with an event for each token."""
     return await _answer(body, serving, http, streams=True)

@@ -191,8 +191,8 @@ def worker_processes():
 def test_a_job_that_loses_a_worker_writes_the_same_file(cluster, demo_folder, tmp_path, monkeypatch, capsys):
     prompts, plain, output = tmp_path / "p.jsonl", tmp_path / "plain.jsonl", tmp_path / "o.jsonl"
     with prompts.open("w") as file:
-        for number in range(60):
-            line = {"prompt": "def é"[: 1 + number % 5], "id": f"é{number}", "max_new_tokens": 10 + 7 * number % 400}
+        for number in range(40):
+            line = {"prompt": "def é"[: 1 + number % 5], "id": f"é{number}", "max_new_tokens": 10 + 7 * number % 200}
             if number % 7 == 3:
                 line |= {"num_return_sequences": 2, "prompt": [5, number]}
             if number == 11:
@@ -207,5 +207,5 @@ def test_a_job_that_loses_a_worker_writes_the_same_file(cluster, demo_folder, tm
     os.kill(worker_processes()[0], signal.SIGKILL)
     out, err = job.communicate(timeout=WAIT)
     assert (job.returncode, out) == (1, "")
-    assert "a worker on" in err and "was lost" in err and "1 of 60 prompts could not be served" in err
+    assert "a worker on" in err and "was lost" in err and "1 of 40 prompts could not be served" in err
     assert output.read_bytes() == plain.read_bytes() and not partial.exists()
