@@ -28,6 +28,8 @@ PLOT = ["matplotlib>=3.11"]
 GUIDED = ["llguidance>=1.9.1"]
 SERVER = ["fastapi>=0.165", "uvicorn>=0.54", "prometheus_client>=0.26", *GUIDED]
 RAY = [*SERVER, "ray[serve]>=2.60"]
+DATA = ["google-crc32c>=1.9", "zstandard>=0.25"]  # Python 3.14 is the first with a zstd of its own
+FTFY = ["ftfy>=6.3"]
 TENSORFLOW = ["tensorflow>=2.21", "keras>=3.15", "h5py>=3.14"]
 
 setup(
@@ -46,6 +48,7 @@ setup(
         "neo_tf.cli",
         "neo_tf.evaluation",
         "neo_tf.training",
+        "neo_tf.training.data",
         "neo_tf.export",
         "neo_tf.runtime",
         "neo_tf.runtime.device",
@@ -59,6 +62,9 @@ setup(
     package_data={"neo_tf": ["py.typed"], "neo_tf.runtime.server": ["page/*"]},
     extras_require={
         "tensorflow": TENSORFLOW,
+        "data": DATA,  # makes and inspects training data
+        "train": [*TENSORFLOW, *DATA],
+        "ftfy": FTFY,  # mends texts before they are tokenised
         "plot": PLOT,  # of the benchmark
         "guided": GUIDED,  # structured output
         "server": SERVER,
@@ -67,6 +73,8 @@ setup(
         # torch and transformers judge the conversions; nothing else uses them.
         "test": [
             *TENSORFLOW,
+            *DATA,
+            *FTFY,
             *PLOT,
             *SERVER,
             "jsonschema>=4.25",  # judges structured output

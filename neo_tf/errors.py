@@ -13,6 +13,10 @@ class CheckpointError(NeoTFError, ValueError):
     """A folder is not a checkpoint, or the checkpoint in it is damaged or incomplete."""
 
 
+class DataError(NeoTFError, ValueError):
+    """Training data is damaged, is missing, or does not fit the model."""
+
+
 class OutputError(NeoTFError, OSError):
     """A destination cannot be written."""
 

@@ -10,6 +10,7 @@ import neo_tf
 from neo_tf.cli.benchmark import benchmark
 from neo_tf.cli.console import never_fail_to_encode
 from neo_tf.cli.convert import convert
+from neo_tf.cli.data import app as data
 from neo_tf.cli.export import export
 from neo_tf.cli.generate import generate
 from neo_tf.cli.help import HelpfulCommand
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for _command in (convert, export, verify, generate, serve, benchmark, init, info):
     app.command(cls=HelpfulCommand)(_command)
+app.add_typer(data, name="data")
 
 
 @app.callback(invoke_without_command=True)
