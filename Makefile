@@ -14,6 +14,9 @@ MODEL := tests/fixtures/tiny-python
 PROMPT ?= def read_lines(path):
 N ?= 2000
 SEED ?= 0
+# The whole suite runs in two processes, each of which takes 2 GB of memory and hardly more than one core. The tests of
+# a file stay together, with the models that they share. In one process: make test TOGETHER=
+TOGETHER ?= --numprocesses 2 --dist loadfile
 
 .PHONY: help demo test gpu threads schedules ray-nodes random-folders server-fuzz server-soak lint types peers lock update latest clean
 
@@ -31,7 +34,7 @@ test: $(VENV)/.test peers ## style, types and the whole suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(MAKE) types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TOGETHER)
 
 # Only what looks for a driver needs no installation; whether a GPU starts is seen by starting a session on it.
 gpu: ## all that only a GPU can tell, in 10 minutes, with a report in build/gpu; ends with 2 where no GPU starts
@@ -125,7 +128,7 @@ $(GPU)/.done: requirements/build.txt requirements/test.txt requirements/torch.tx
 
 # Other runtimes, each in an environment of its own: they want other versions than the tests. Where one cannot be
 # installed, its tests are skipped with the reason, which is the end of its log; the next run tries again.
-peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done $(PEERS)/lm-eval/.done $(PEERS)/ray/.done ## other runtimes and Ray, for the tests that need them
+peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done $(PEERS)/lm-eval/.done $(PEERS)/npu/.done $(PEERS)/pipeline-ai/.done $(PEERS)/ray/.done ## other runtimes for the tests that load an exported folder in them, Ray, and old clients of the server
 
 $(PEERS)/genai/.done: requirements/genai.txt
 	@mkdir -p $(@D)
@@ -148,6 +151,17 @@ $(PEERS)/ray/.done: requirements/build.txt requirements/ray.txt setup.py
 	@mkdir -p $(@D)
 	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),build) && $(call install,$(@D),ray) \
 		&& $(call install-project,$(@D)); } \
+		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
+
+# Clients of the server that need old packages. bson, which npu needs, has no wheel.
+$(PEERS)/npu/.done: requirements/npu.txt requirements/build.txt
+	@mkdir -p $(@D)
+	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),build) && $(call install,$(@D),npu); } \
+		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
+
+$(PEERS)/pipeline-ai/.done: requirements/pipeline-ai.txt
+	@mkdir -p $(@D)
+	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),pipeline-ai); } \
 		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
 
 # Some of what it needs has no wheel, and is built with what build.txt puts there.
@@ -175,7 +189,7 @@ latest: ## runs the suite with the newest of everything that setup.py allows, in
 	$(LATEST)/bin/python -m pip install $(QUIET) --editable '.[test]'
 	$(LATEST)/bin/python -m pip uninstall $(QUIET) --yes triton # requirements/update.py says why
 	$(LATEST)/bin/python -m pip freeze --disable-pip-version-check --exclude-editable
-	$(LATEST)/bin/python -m pytest
+	$(LATEST)/bin/python -m pytest $(TOGETHER)
 
 $(UPDATE)/.done: requirements/update.txt
 	$(PYTHON) -m venv $(UPDATE)

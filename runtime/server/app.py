@@ -19,11 +19,13 @@ from neo_tf.errors import RequestError
 
 from . import (
     docs_page,
+    npu_service,
     openai_chat,
     openai_completions,
     openai_embeddings,
     operations,
     page_routes,
+    pipeline_ai,
     tgi_generate,
     tokens,
 )
@@ -73,6 +75,13 @@ PROTOCOLS = (
     Protocol(tokens.router),
     Protocol(docs_page.router),
     Protocol(tgi_generate.router, tgi_form, TGI_STATUSES, ("/", "/generate", "/generate_stream", "/info")),
+    Protocol(
+        npu_service.router,
+        npu_service.npu_form,
+        error_paths=("/npu",),
+        own_checks=frozenset((npu_service.TOKEN_PATH,)),
+    ),
+    Protocol(pipeline_ai.router, pipeline_ai.pipeline_ai_form, error_paths=("/v2",)),
     Protocol(
         operations.router,
         open_paths=frozenset(("/health", "/ready")),

@@ -22,8 +22,10 @@ from .embedder import Embedder
 from .errors import ServerError, bad_request
 from .mailbox import Mailbox
 from .metrics import Metrics
+from .npu_tasks import Tasks
 from .text_filter import Judge, TextFilter
 from .token_texts import TokenTexts
+from .uploads import Uploads
 
 if TYPE_CHECKING:
     from ..arguments import GenerateArguments
@@ -78,6 +80,8 @@ class Serving:
         metrics: What is counted.
         service: The engine in its thread.
         embedder: What computes hidden states, in a thread of its own.
+        uploads: What clients have sent to be used by their next requests.
+        tasks: What runs in the background.
         created: When it was made, in seconds since 1970.
         texts: What single tokens are written as.
 
@@ -99,6 +103,8 @@ class Serving:
         self.admission = Admission(pipeline.session.slots, options.max_queue)
         self.metrics = Metrics(self.service, pipeline.engine, self.admission)
         self.embedder = Embedder(self._load_encoder, self.admission)
+        self.uploads = Uploads("upload")
+        self.tasks = Tasks()
         self.created = int(time.time())
         self._mailbox: Mailbox | None = None
         self._text_filter = TextFilter(options.judge, self.tokenizer) if options.judge else None
