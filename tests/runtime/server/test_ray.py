@@ -19,6 +19,7 @@ import httpx
 import openai
 import pytest
 from conftest import run_cli
+from peer_helpers import peer
 
 from neo_tf.errors import EngineError
 from neo_tf.runtime.server.ray import Replica, ReplicaArguments, load
@@ -35,10 +36,7 @@ LONG = {"prompt": "def", "max_tokens": 500, "temperature": 0, "ignore_eos": True
 @pytest.fixture(scope="module")
 def cluster(demo_folder):
     """{"url": that of the server, with one slot and no queue, "address": the cluster's}."""
-    if not (RAY / ".done").exists():
-        log = RAY / "install.log"
-        lines = log.read_text().strip().splitlines() if log.exists() else ["`make peers` was not run"]
-        pytest.skip(f"ray is not installed: {lines[-1]}")
+    peer("ray")
     arguments = json.dumps({"model": str(demo_folder), "model_name": "demo", "slots": 1, "max_queue": 0})
     environment = os.environ | TOKEN | {"RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("RAY_ADDRESS", None)
