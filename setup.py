@@ -59,7 +59,7 @@ setup(
         "neo_tf.runtime.server",
     ],
     install_requires=BASE,
-    package_data={"neo_tf": ["py.typed"], "neo_tf.runtime.server": ["page/*"]},
+    package_data={"neo_tf": ["py.typed"], "neo_tf.training": ["presets.json"], "neo_tf.runtime.server": ["page/*"]},
     extras_require={
         "tensorflow": TENSORFLOW,
         "data": DATA,  # makes and inspects training data
