@@ -146,7 +146,8 @@ def train(
                 save()
             if over:
                 break
-    return RunEnd(trainer.steps_done, signals[0] if signals else None)
+    done = trainer.steps_done
+    return RunEnd(done, signals[0] if signals and done < last else None)
 
 
 def _hyperparameters(start: Start) -> Hyperparameters:
@@ -172,16 +173,18 @@ def _signals() -> Iterator[list[int]]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, handle)
+        for wanted in (signal.SIGTERM, signal.SIGINT):
+            before[wanted] = signal.signal(wanted, handle)
     except ValueError:  # not the main thread, where no signal arrives
         before.clear()
     try:
         yield came
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
