@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +89,7 @@ PROTOCOLS = (
         always_open=frozenset(("/health", "/ready", "/metrics", "/version")),
     ),
 )
+_THREADS = 64
 _MAYBE_TEXT = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 _ERROR = {
     "description": "An error, such as 400 with the field that is wrong",
@@ -139,6 +141,8 @@ def create_app(serving: Serving, protocols: Sequence[Protocol] = PROTOCOLS) -> A
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # A request's fields are worked out in threads: long texts must not take the last one from short texts.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "neo-tf requests"))
         yield
         await asyncio.to_thread(serving.close)
 

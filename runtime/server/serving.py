@@ -147,6 +147,8 @@ class Serving:
             RequestError: They cannot be served for another reason.
         """
         self.admission.check(options.requests_of_each)
+        if last is None and isinstance(prompt, str) and not options.may_cut_prompt:
+            self.check_length(prompt, prompt_field)
         requests = self.pipeline.requests(prompt, options)
         ids = requests[0].prompt
         if last is not None and len(ids) > last:
@@ -164,6 +166,20 @@ class Serving:
         for request in requests:
             self.service.check(request)
         return requests
+
+    def check_length(self, text: str, field: str) -> None:
+        """Raises ServerError, which names the field, where a text has too many tokens whatever they are.
+
+        Tokenising takes seconds for some texts of megabytes. Texts that may fit are left to be tokenised.
+        """
+        longest = self.tokenizer.longest_token
+        if longest and len(text) > longest * self.config.n_ctx:  # bytes are at least as many as characters
+            raise bad_request(
+                f"{field}: a text of {len(text)} characters has more tokens than the model's context, which has "
+                f"{self.config.n_ctx}",
+                field,
+                "context_length_exceeded",
+            )
 
     def check_ids(self, ids: Sequence[int], field: str) -> None:
         """Raises ServerError, which names the field, where a token id is outside the vocabulary."""
@@ -202,7 +218,7 @@ class Serving:
         return Encoder(session.folder, device, session.threads, session.precision)
 
 
-def _of(request: HttpRequest) -> Serving:
+async def _of(request: HttpRequest) -> Serving:  # not in a thread, which each request would wait for
     return request.app.state.serving
 
 
