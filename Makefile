@@ -14,8 +14,11 @@ MODEL := tests/fixtures/tiny-python
 PROMPT ?= def read_lines(path):
 N ?= 2000
 SEED ?= 0
+# The whole suite runs in two processes, each of which takes 2 GB of memory and hardly more than one core. The tests of
+# a file stay together, with the models that they share. In one process: make test TOGETHER=
+TOGETHER ?= --numprocesses 2 --dist loadfile
 
-.PHONY: help demo test gpu threads schedules random-folders server-fuzz server-soak lint types peers lock update latest clean
+.PHONY: help demo test gpu threads schedules ray-nodes random-folders server-fuzz server-soak lint types peers lock update latest clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -31,7 +34,7 @@ test: $(VENV)/.test peers ## style, types and the whole suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(MAKE) types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TOGETHER)
 
 # Only what looks for a driver needs no installation; whether a GPU starts is seen by starting a session on it.
 gpu: ## all that only a GPU can tell, in 10 minutes, with a report in build/gpu; ends with 2 where no GPU starts
@@ -56,6 +59,12 @@ types: $(VENV)/.test ## checks the types
 	@rm -rf build
 	$(BIN)/python -m pip install $(QUIET) --no-deps --no-build-isolation --target build/types .
 	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p neo_tf
+
+# The folder is exported beside the tests: Ray's environment has no TensorFlow.
+ray-nodes: $(VENV)/.test $(PEERS)/ray/.done ## loses nodes of a Ray cluster of this machine, in a job and under traffic
+	@rm -rf build/ray-nodes && mkdir -p build
+	$(BIN)/neo-tf export $(MODEL) build/ray-nodes
+	$(PEERS)/ray/bin/python tests/ray_nodes.py build/ray-nodes
 
 random-folders: $(VENV)/.test ## draws N folders from SEED on, and compares neo-tf with transformers on each
 	$(BIN)/python tests/random_folders/check_folders.py --folders $(N) --seed $(SEED)
@@ -119,7 +128,7 @@ $(GPU)/.done: requirements/build.txt requirements/test.txt requirements/torch.tx
 
 # Other runtimes, each in an environment of its own: they want other versions than the tests. Where one cannot be
 # installed, its tests are skipped with the reason, which is the end of its log; the next run tries again.
-peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done $(PEERS)/lm-eval/.done ## other runtimes, for the tests that load an exported folder in them
+peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done $(PEERS)/lm-eval/.done $(PEERS)/npu/.done $(PEERS)/pipeline-ai/.done $(PEERS)/ray/.done ## other runtimes for the tests that load an exported folder in them, Ray, and old clients of the server
 
 $(PEERS)/genai/.done: requirements/genai.txt
 	@mkdir -p $(@D)
@@ -134,6 +143,25 @@ $(PEERS)/optimum/.done: requirements/optimum.txt requirements/torch.txt requirem
 $(PEERS)/js/.done: tests/portable/package.json tests/portable/package-lock.json
 	@mkdir -p $(@D)
 	cp $^ $(@D) && { npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --no-progress; } \
+		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
+
+# Ray brings uvloop and httptools, which uvicorn uses where it finds them: beside the tests they would change what the
+# server's tests run on.
+$(PEERS)/ray/.done: requirements/build.txt requirements/ray.txt setup.py
+	@mkdir -p $(@D)
+	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),build) && $(call install,$(@D),ray) \
+		&& $(call install-project,$(@D)); } \
+		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
+
+# Clients of the server that need old packages. bson, which npu needs, has no wheel.
+$(PEERS)/npu/.done: requirements/npu.txt requirements/build.txt
+	@mkdir -p $(@D)
+	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),build) && $(call install,$(@D),npu); } \
+		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
+
+$(PEERS)/pipeline-ai/.done: requirements/pipeline-ai.txt
+	@mkdir -p $(@D)
+	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),pipeline-ai); } \
 		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
 
 # Some of what it needs has no wheel, and is built with what build.txt puts there.
@@ -161,7 +189,7 @@ latest: ## runs the suite with the newest of everything that setup.py allows, in
 	$(LATEST)/bin/python -m pip install $(QUIET) --editable '.[test]'
 	$(LATEST)/bin/python -m pip uninstall $(QUIET) --yes triton # requirements/update.py says why
 	$(LATEST)/bin/python -m pip freeze --disable-pip-version-check --exclude-editable
-	$(LATEST)/bin/python -m pytest
+	$(LATEST)/bin/python -m pytest $(TOGETHER)
 
 $(UPDATE)/.done: requirements/update.txt
 	$(PYTHON) -m venv $(UPDATE)

@@ -3,7 +3,7 @@
     python benchmarks/server_soak.py MODEL --connections 10000
 
 MODEL is an ONNX folder; a small one will do. The server is a process of its own. Fails if its memory grew by more than
---tolerance after the first tenth, if a slot is not free at the end, if the queue is not empty, if file descriptors
+--tolerance after the first fifth, if a slot is not free at the end, if the queue is not empty, if file descriptors
 stay open, if a text is not the same as before, or if one of 200 clients at once gets neither an answer nor a 429.
 """
 
@@ -204,7 +204,7 @@ def main():
     found = soak(chosen.folder, chosen.connections, chosen.seed)
     print(f"{found} in {time.monotonic() - begin:.0f} s")
     wrong = []
-    if found["resident"][-1] - found["resident"][0] > chosen.tolerance * 1e6:
+    if found["resident"][-1] - found["resident"][1] > chosen.tolerance * 1e6:
         wrong.append("memory grew")
     if found["busy"]:
         wrong.append("the server is not at rest")

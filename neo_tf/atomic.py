@@ -25,6 +25,8 @@ _OURS = (
     "model.safetensors.index.json",
     "model.ckpt-*.data-*-of-*",
     "*.onnx",
+    "optimizer.safetensors",
+    "training_state.json",
 )
 # A folder that is being written is called .{name}.partial-{process}-{random}; -old is added to the one it replaces.
 _PARTIAL = ".partial-"

@@ -37,7 +37,7 @@ class ConfigFields:
         n_ctx: The number of positions, which is the length of the longest sequence in tokens.
         n_embd: The hidden size.
         n_head: The number of attention heads. It divides n_embd.
-        n_layer: The number of layers.
+        n_layer: The number of layers. With 0 the logits come from the embeddings alone, as the original allows it.
         attention_types: The attention type of each layer, one of ATTENTION_TYPES.
         local_attention_radius: The number of positions that a query of a local layer sees, its own included.
         activation_fn: One of ACTIVATIONS or OTHER_ACTIVATIONS. The original reads this key and ignores
@@ -104,8 +104,10 @@ class ConfigFields:
     training: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "local_attention_radius"):
+        for name in ("n_vocab", "n_ctx", "n_embd", "n_head", "local_attention_radius"):
             _require_positive_int(name, getattr(self, name))
+        if not _is_int(self.n_layer) or self.n_layer < 0:
+            raise ConfigError(f"n_layer must be an integer that is not negative, not {self.n_layer!r}")
         stated: Any = self.n_inner
         if stated is None:
             self._set("n_inner", 4 * self.n_embd)

@@ -23,7 +23,7 @@ PLATFORMS = (
     "x86_64-pc-windows-msvc",
 )
 # Packages that are published as source alone, and built with build.txt. All others must have wheels.
-SOURCES = ("future", "rouge-score", "sqlitedict", "word2number")
+SOURCES = ("future", "bson", "rouge-score", "sqlitedict", "word2number")
 # torch and what its builds for CUDA need; nothing else in the locks needs packages of these names.
 TORCH = re.compile(r"torch$|nvidia-|cuda-")
 # Packages that are not installed though others ask for them. triton 3.7 crashes the process when it is imported after
@@ -122,6 +122,8 @@ def main():
     tested = ("--constraints", "requirements/test.txt")
     write("demo", "neo-tf with TensorFlow: `make demo`.", resolve("setup.py", "--extra", "tensorflow", *tested))
     write("build", "What builds neo-tf itself, and packages that have no wheel.", resolve(build, *tested))
+    ray = resolve("setup.py", build, "--extra", "ray", *tested, before=read("ray"), upgrade=upgrade)
+    write("ray", "neo-tf with Ray, one of the environments of `make peers`.", ray)
     genai = resolve("requirements/genai.in", before=read("genai"), upgrade=upgrade)
     write("genai", "onnxruntime-genai, one of the other runtimes of `make peers`.", genai)
     fuzzer = resolve("requirements/schemathesis.in", before=read("schemathesis"), upgrade=upgrade)
@@ -131,10 +133,13 @@ def main():
     same_torch = ("--constraints", "requirements/torch.txt")
     _, optimum = split(resolve("requirements/optimum.in", *same_torch, before=read("optimum"), upgrade=upgrade))
     write("optimum", "Optimum, one of the other runtimes of `make peers`, but for torch.", optimum)
+    for name in ("npu", "pipeline-ai"):
+        client = resolve(f"requirements/{name}.in", before=read(name), upgrade=upgrade)
+        write(name, f"{name}, a client of the server: `make peers`.", client)
     updater = resolve("requirements/update.in", before=read("update"), upgrade=upgrade)
     write("update", "uv, which writes these files.", updater)
     lock_npm(upgrade)
-    for name in ("demo", "test", "torch", "genai", "optimum", "schemathesis", "lm-eval"):
+    for name in ("demo", "test", "torch", "ray", "genai", "optimum", "schemathesis", "lm-eval", "npu", "pipeline-ai"):
         check(name)
 
 

@@ -496,11 +496,12 @@ class Streamer(Kind):
 
 
 def _indices(values: Iterable[Any] | Any) -> list[int] | None:
-    """Values as ints; None where there are none, or one of them is no whole number."""
+    """Values as ints; None where there are none, or one of them is no whole number. True is none, either."""
     if isinstance(values, str | bytes):
         return None
     try:
-        return [operator.index(value) for value in values]
+        listed = list(values)
+        return None if any(isinstance(value, bool) for value in listed) else [operator.index(value) for value in listed]
     except TypeError:
         return None
 

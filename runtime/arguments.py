@@ -181,6 +181,12 @@ class GenerateArguments:
         return 1 if self.beams else self.num_return_sequences
 
     @property
+    def may_cut_prompt(self) -> bool:
+        """Whether a prompt that is too long may be made shorter, in place of being refused."""
+        cuts = (self.truncation, self.handle_long_generation, self.tokenizer_encode_kwargs, self.origin.cut_to)
+        return any(cuts)
+
+    @property
     def slots_of_each(self) -> int:
         """The number of slots that a prompt takes, where all of its sequences are decoded at the same time."""
         return self.beams.num_beams if self.beams else self.num_return_sequences

@@ -255,7 +255,7 @@ class TextGenerationPipeline:
         """The text of a result, or for a chat the messages."""
         assert self.tokenizer is not None  # see requests
         new = found.text
-        if len(prompt) == 1 and isinstance(text, str) and not self._encode(text, options):
+        if found.tokens and len(prompt) == 1 and isinstance(text, str) and not self._encode(text, options):
             # The token that was put at the beginning of an empty prompt shows, too.
             new = self.tokenizer.decode(
                 [*prompt, *found.tokens],

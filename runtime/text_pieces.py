@@ -194,6 +194,29 @@ def is_byte_level(tokenizer: Tokenizer) -> bool:
     return _decoder_kinds(tokenizer) == ["ByteLevel"]
 
 
+def longest_token(tokenizer: Tokenizer) -> int | None:
+    """The most bytes of a text that one token stands for; None where a token may stand for any number of them.
+
+    A text of more bytes than this times a number has more tokens than that number.
+    """
+    from tokenizers import pre_tokenizers
+
+    added = tokenizer.get_added_tokens_decoder().values()
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    state = json.loads(tokenizer.to_str())
+    keeps_all = (
+        is_byte_level(tokenizer)
+        and state["model"]["type"] == "BPE"
+        and state["normalizer"] is state["truncation"] is None
+        and (state["pre_tokenizer"] or {}).get("type") == "ByteLevel"
+        and all(character in vocabulary for character in pre_tokenizers.ByteLevel.alphabet())
+        and not any(token.lstrip or token.rstrip for token in added)  # such a token takes all white space beside it
+    )
+    if not keeps_all:
+        return None
+    return max(*map(len, vocabulary), *(len(token.content.encode()) for token in added))
+
+
 def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """The ids of the special tokens."""
     return frozenset(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special)

@@ -24,7 +24,7 @@ from neo_tf.tokenizer_backend import (
 from .chat_template import render_chat
 from .guided.grammars import Grammar, Grammars
 from .guided.guide import Guide
-from .text_pieces import clean_up, is_byte_level, pieces_of
+from .text_pieces import clean_up, is_byte_level, longest_token, pieces_of
 from .text_stream import TextStream
 
 if TYPE_CHECKING:
@@ -198,6 +198,11 @@ class Tokenizer:
 
     def __bool__(self) -> bool:
         return True
+
+    @functools.cached_property
+    def longest_token(self) -> int | None:
+        """The most bytes of a text that one token stands for; None where a token may stand for any number of them."""
+        return longest_token(self._tokenizer)
 
     is_fast = True  # as transformers calls a tokenizer of the package tokenizers
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from conftest import GOLDEN, GOLDEN_NAMES, TOLERANCE
 from numpy_reference import forward
 
-from neo_tf.checkpoints.mesh_tf import find_prefix
+from neo_tf.checkpoints.tensor_bundle import find_prefix
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)

@@ -64,7 +64,11 @@ _GENERATION_KEYS = (
 
 
 def read_files(
-    form: Format, folder: Path | None, config: GPTNeoConfig, tokenizer: Path | str | None = None
+    form: Format,
+    folder: Path | None,
+    config: GPTNeoConfig,
+    tokenizer: Path | str | None = None,
+    needs_tokenizer: bool = True,
 ) -> dict[str, bytes]:
     """The files of a model, {name: content}.
 
@@ -73,12 +77,13 @@ def read_files(
         folder: The folder of the weights, or None where the weights lie nowhere.
         config: The model's config.
         tokenizer: As in find_tokenizer.
+        needs_tokenizer: The argument `needed` of find_tokenizer.
 
     Raises:
         CheckpointError: See find_tokenizer; or generation_config.json is not a JSON object.
         ConfigError: generation_config.json cannot be read, or is not JSON.
     """
-    files = find_tokenizer(folder, config.n_vocab, tokenizer, config.training.get("datasets"))
+    files = find_tokenizer(folder, config.n_vocab, tokenizer, config.training.get("datasets"), needs_tokenizer)
     path = None if folder is None else Path(folder) / GENERATION_CONFIG_FILE
     if path is not None and path.is_file():
         if not isinstance(read_json(path), dict):

@@ -8,7 +8,8 @@ from neo_tf.checkpoints.adapter import ADAPTER_CONFIG_FILE, base_of, is_adapter,
 from neo_tf.checkpoints.checkpoint import Checkpoint
 from neo_tf.checkpoints.huggingface import is_huggingface, read_huggingface
 from neo_tf.checkpoints.keras_weights import is_keras, read_keras
-from neo_tf.checkpoints.mesh_tf import find_prefix, has_shards, read_mesh_tf
+from neo_tf.checkpoints.mesh_tf import read_mesh_tf
+from neo_tf.checkpoints.tensor_bundle import find_prefix, has_shards
 from neo_tf.errors import CheckpointError
 from neo_tf.git_lfs import refuse_pointer
 from neo_tf.hub import download, is_hub_id

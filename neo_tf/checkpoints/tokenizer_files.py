@@ -12,13 +12,18 @@ from neo_tf.errors import CheckpointError, ConfigError
 from neo_tf.file_names import MERGES_FILE, TOKENIZER_FILE, UNREAD_TOKENIZER_FILES, VOCAB_FILE
 from neo_tf.hub import tokenizer_path
 from neo_tf.json_files import read_json
+from neo_tf.notes import note
 from neo_tf.tokenizer_backend import has_tokenizer, load_tokenizer, read_file, read_tokenizer_files
 
 DATASET_KEYS = ("tokenizer_path", "eos_id", "padding_id")
 
 
 def find_tokenizer(
-    folder: Path | str | None, n_vocab: int, explicit: Path | str | None = None, datasets: Any = ()
+    folder: Path | str | None,
+    n_vocab: int,
+    explicit: Path | str | None = None,
+    datasets: Any = (),
+    needed: bool = True,
 ) -> dict[str, bytes]:
     """Finds the files of a checkpoint's tokenizer.
 
@@ -30,6 +35,8 @@ def find_tokenizer(
         n_vocab: The size of the model's vocabulary.
         explicit: A tokenizer.json, a folder that holds a tokenizer, or a hub id.
         datasets: As in read_dataset_config.
+        needed: Whether it is an error where the dataset config names a tokenizer that is not there. Otherwise a note
+            says so.
 
     Returns:
         {name: content}; without a tokenizer the files that lie there all the same.
@@ -49,7 +56,7 @@ def find_tokenizer(
         found = read_tokenizer_files(Path(folder))
         if has_tokenizer(found):
             return _checked(found, folder)
-        named = _named_by_dataset(Path(folder), datasets)
+        named = _named_by_dataset(Path(folder), datasets, needed)
         if named is not None:
             return _checked(found | {TOKENIZER_FILE: named}, folder)
     is_free = not {VOCAB_FILE, MERGES_FILE, *UNREAD_TOKENIZER_FILES} & set(found)
@@ -126,8 +133,8 @@ def _walk(folder: Traversable) -> Iterator[Traversable]:
             yield path
 
 
-def _named_by_dataset(folder: Path, datasets: Any) -> bytes | None:
-    """The tokenizer that the dataset config in a folder names, or None."""
+def _named_by_dataset(folder: Path, datasets: Any, needed: bool) -> bytes | None:
+    """The tokenizer that the dataset config in a folder names, or None. For `needed` see find_tokenizer."""
     name = read_dataset_config(folder, datasets).get("tokenizer_path")
     if name is None or not str(name).endswith(".json"):
         return None  # the name of a pretrained tokenizer, such as "gpt2" in the original's own configs
@@ -135,9 +142,11 @@ def _named_by_dataset(folder: Path, datasets: Any) -> bytes | None:
     for path in (folder / Path(name).name, folder / name):  # an absolute `name` replaces the folder
         if path.is_file():
             return read_file(path)
-    raise CheckpointError(
-        f"{folder}: the dataset config names the tokenizer {name}, which is not there: use --tokenizer"
-    )
+    missing = f"{folder}: the dataset config names the tokenizer {name}, which is not there: use --tokenizer"
+    if needed:
+        raise CheckpointError(missing)
+    note(missing)
+    return None
 
 
 def _checked(files: dict[str, bytes], source: Path | str, n_vocab: int | None = None) -> dict[str, bytes]:

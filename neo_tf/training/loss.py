@@ -15,7 +15,7 @@ class CrossEntropyWithZLoss(losses.Loss):
     """The original's loss: cross-entropy plus z_loss * log(Z)^2, the mean over all tokens.
 
     It is mesh_tensorflow's softmax_cross_entropy_with_logits. Call it with int labels [batch, seq] and float32 logits
-    [batch, seq, n_vocab].
+    [batch, seq, n_vocab]. A label outside the vocabulary has no cross-entropy: of its loss, z_loss alone is left.
 
     Args:
         z_loss: The weight of log(Z)^2, where Z is the sum of a token's exponentiated logits.
@@ -30,8 +30,10 @@ class CrossEntropyWithZLoss(losses.Loss):
     def call(self, labels: KerasTensor, logits: KerasTensor) -> KerasTensor:
         """The loss of every token: int [batch, seq] and float32 [batch, seq, n_vocab] -> float32 [batch, seq]."""
         log_z = ops.logsumexp(logits, axis=-1)
-        chosen = ops.take_along_axis(logits, ops.cast(labels, "int32")[..., None], axis=-1)[..., 0]
-        return log_z - chosen + self.z_loss * ops.square(log_z)
+        labels = ops.cast(labels, "int32")
+        known = ops.logical_and(labels >= 0, labels < ops.shape(logits)[-1])
+        chosen = ops.take_along_axis(logits, ops.where(known, labels, 0)[..., None], axis=-1)[..., 0]
+        return ops.where(known, log_z - chosen, 0.0) + self.z_loss * ops.square(log_z)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

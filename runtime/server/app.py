@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +20,13 @@ from neo_tf.errors import RequestError
 
 from . import (
     docs_page,
+    npu_service,
     openai_chat,
     openai_completions,
     openai_embeddings,
     operations,
     page_routes,
+    pipeline_ai,
     tgi_generate,
     tokens,
 )
@@ -74,11 +77,19 @@ PROTOCOLS = (
     Protocol(docs_page.router),
     Protocol(tgi_generate.router, tgi_form, TGI_STATUSES, ("/", "/generate", "/generate_stream", "/info")),
     Protocol(
+        npu_service.router,
+        npu_service.npu_form,
+        error_paths=("/npu",),
+        own_checks=frozenset((npu_service.TOKEN_PATH,)),
+    ),
+    Protocol(pipeline_ai.router, pipeline_ai.pipeline_ai_form, error_paths=("/v2",)),
+    Protocol(
         operations.router,
         open_paths=frozenset(("/health", "/ready")),
         always_open=frozenset(("/health", "/ready", "/metrics", "/version")),
     ),
 )
+_THREADS = 64
 _MAYBE_TEXT = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 _ERROR = {
     "description": "An error, such as 400 with the field that is wrong",
@@ -130,6 +141,8 @@ def create_app(serving: Serving, protocols: Sequence[Protocol] = PROTOCOLS) -> A
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # A request's fields are worked out in threads: long texts must not take the last one from short texts.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "neo-tf requests"))
         yield
         await asyncio.to_thread(serving.close)
 

@@ -72,6 +72,8 @@ def _token_ids(body: EmbeddingsBody, serving: Serving) -> list[list[int]]:
     adds = True if body.add_special_tokens is None else body.add_special_tokens
     texts = []
     for number, text in enumerate(body.input):
+        if isinstance(text, str):
+            serving.check_length(text, "input")
         ids = serving.tokenizer.encode(text, add_special_tokens=adds) if isinstance(text, str) else text
         if not ids:
             raise bad_request(f"input: text {number} has no tokens", "input", "invalid_value")

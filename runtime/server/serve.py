@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from neo_tf.errors import RequestError
 
+from .header_timeout import TimedHeaders
 from .serving import Serving
 
 _BACKLOG = 2048  # connections that may wait to be accepted
@@ -79,6 +80,7 @@ class DrainingServer(uvicorn.Server):
             log_config=None,  # the caller sets up logging
             access_log=False,  # the app writes its own
             server_header=False,
+            http=TimedHeaders,
             ws="none",
             backlog=_BACKLOG,
             timeout_graceful_shutdown=_FLUSH_SECONDS,

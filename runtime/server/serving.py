@@ -22,8 +22,10 @@ from .embedder import Embedder
 from .errors import ServerError, bad_request
 from .mailbox import Mailbox
 from .metrics import Metrics
+from .npu_tasks import Tasks
 from .text_filter import Judge, TextFilter
 from .token_texts import TokenTexts
+from .uploads import Uploads
 
 if TYPE_CHECKING:
     from ..arguments import GenerateArguments
@@ -78,6 +80,8 @@ class Serving:
         metrics: What is counted.
         service: The engine in its thread.
         embedder: What computes hidden states, in a thread of its own.
+        uploads: What clients have sent to be used by their next requests.
+        tasks: What runs in the background.
         created: When it was made, in seconds since 1970.
         texts: What single tokens are written as.
 
@@ -99,6 +103,8 @@ class Serving:
         self.admission = Admission(pipeline.session.slots, options.max_queue)
         self.metrics = Metrics(self.service, pipeline.engine, self.admission)
         self.embedder = Embedder(self._load_encoder, self.admission)
+        self.uploads = Uploads("upload")
+        self.tasks = Tasks()
         self.created = int(time.time())
         self._mailbox: Mailbox | None = None
         self._text_filter = TextFilter(options.judge, self.tokenizer) if options.judge else None
@@ -141,6 +147,8 @@ class Serving:
             RequestError: They cannot be served for another reason.
         """
         self.admission.check(options.requests_of_each)
+        if last is None and isinstance(prompt, str) and not options.may_cut_prompt:
+            self.check_length(prompt, prompt_field)
         requests = self.pipeline.requests(prompt, options)
         ids = requests[0].prompt
         if last is not None and len(ids) > last:
@@ -158,6 +166,20 @@ class Serving:
         for request in requests:
             self.service.check(request)
         return requests
+
+    def check_length(self, text: str, field: str) -> None:
+        """Raises ServerError, which names the field, where a text has too many tokens whatever they are.
+
+        Tokenising takes seconds for some texts of megabytes. Texts that may fit are left to be tokenised.
+        """
+        longest = self.tokenizer.longest_token
+        if longest and len(text) > longest * self.config.n_ctx:  # bytes are at least as many as characters
+            raise bad_request(
+                f"{field}: a text of {len(text)} characters has more tokens than the model's context, which has "
+                f"{self.config.n_ctx}",
+                field,
+                "context_length_exceeded",
+            )
 
     def check_ids(self, ids: Sequence[int], field: str) -> None:
         """Raises ServerError, which names the field, where a token id is outside the vocabulary."""
@@ -196,7 +218,7 @@ class Serving:
         return Encoder(session.folder, device, session.threads, session.precision)
 
 
-def _of(request: HttpRequest) -> Serving:
+async def _of(request: HttpRequest) -> Serving:  # not in a thread, which each request would wait for
     return request.app.state.serving
 
 

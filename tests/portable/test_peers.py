@@ -11,12 +11,13 @@ import pytest
 import torch
 import transformers
 from conftest import GLOBAL_LOCAL, GOLDEN, TINY_PYTHON, Reference
+from peer_helpers import PEERS
+from peer_helpers import peer as installed
 
 import neo_tf
 from neo_tf.evaluation.portable_session import PortableSession
 
 HERE = Path(__file__).parent
-PEERS = HERE.parents[1] / ".peers"
 COMMANDS = {
     "genai": [PEERS / "genai/bin/python", HERE / "run_genai.py"],
     "optimum": [PEERS / "optimum/bin/python", HERE / "run_optimum.py"],
@@ -28,11 +29,7 @@ PROMPTS = {"tiny-python": ["def read_lines(path):\n", "import os\n\n\nclass", "x
 
 def run(peer, folder, *tasks):
     """The tokens that a peer makes of each task: a list of rows, prompt included."""
-    if not (PEERS / peer / ".done").exists():
-        log = PEERS / peer / "install.log"
-        lines = log.read_text().strip().splitlines() if log.exists() else []
-        reasons = [line for line in lines if not line.startswith("WARNING")] or ["`make peers` was not run"]
-        pytest.skip(f"{peer} is not installed: {reasons[-1]}")
+    installed(peer)
     job = {"folder": str(folder), "modules": str(PEERS / "js/node_modules"), "tasks": tasks}
     done = subprocess.run(COMMANDS[peer], input=json.dumps(job), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -8,7 +8,7 @@ from checkpoint_helpers import assert_same_bits, copy_checkpoint, cut_short, fli
 from conftest import DECODABLE, GOLDEN, TINY_PYTHON
 
 import neo_tf
-from neo_tf.checkpoints import mesh_tf
+from neo_tf.checkpoints import tensor_bundle
 from neo_tf.checkpoints.checkpoint import LazyTensor
 from neo_tf.config import GPTNeoConfig
 from neo_tf.errors import CheckpointError, ConfigError, NeoTFError
@@ -191,10 +191,10 @@ def test_file_that_only_looks_like_a_shard_does_not_disturb(tmp_path):
 # ---- writing
 
 
-@pytest.mark.parametrize("shard_bytes", [mesh_tf._SHARD_BYTES, 20_000])
+@pytest.mark.parametrize("shard_bytes", [tensor_bundle._SHARD_BYTES, 20_000])
 @pytest.mark.parametrize("source", [TINY_PYTHON, GOLDEN / "tiny-global", ACT_RELU], ids=lambda path: path.name)
 def test_written_checkpoint_is_the_originals_bit_for_bit(tmp_path, monkeypatch, source, shard_bytes):
-    monkeypatch.setattr(mesh_tf, "_SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(tensor_bundle, "_SHARD_BYTES", shard_bytes)
     neo_tf.convert(source, tmp_path / "written", "mesh-tf")
     original, written = tensorflow_reads(source), tensorflow_reads(tmp_path / "written")
     assert written.pop("global_step") == original["global_step"]
@@ -211,7 +211,7 @@ def test_written_checkpoint_is_the_originals_bit_for_bit(tmp_path, monkeypatch, 
 
 
 def test_nothing_else_is_left_in_the_written_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(mesh_tf, "_SHARD_BYTES", 3_000_000)
+    monkeypatch.setattr(tensor_bundle, "_SHARD_BYTES", 3_000_000)
     neo_tf.convert(TINY_PYTHON, tmp_path / "written", "mesh-tf")
     prefix = "model.ckpt-7000"
     assert {path.name for path in (tmp_path / "written").iterdir()} == {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peers import peer
+from peer_helpers import peer
 from server_helpers import running_server
 
 TASK = Path(__file__).parents[2] / "portable/lm_eval"

@@ -1,9 +1,11 @@
 """Requests that are made to do harm: each is answered, and the server and its other clients go on."""
 
+import contextlib
 import json
 import logging
 import re
 import socket
+import time
 
 import pytest
 from server_helpers import WAIT, running_server
@@ -46,6 +48,36 @@ def test_more_sequences_than_ever_fit_are_refused_before_one_is_made(server, pat
     assert answer.status_code in (400, 422) and "this server holds at most 260 at once" in answer.text
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "a" * 3_000_000}),
+        ("/v1/completions", {"prompt": ["x", "a" * 3_000_000]}),
+        ("/v1/embeddings", {"input": "a" * 3_000_000}),
+        ("/generate", {"inputs": "a" * 3_000_000}),
+    ],
+)
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(server, monkeypatch, path, body):
+    encode = server.serving.tokenizer.encode
+
+    def short(text, **options):
+        assert len(text) < 100_000
+        return encode(text, **options)
+
+    monkeypatch.setattr(server.serving.tokenizer, "encode", short)
+    answer = server.post(path, **body)
+    assert answer.status_code in (400, 422) and "a text of 3000000 characters" in answer.text
+
+
+def test_a_text_that_just_fits_is_served(server):
+    longest = max(server.serving.tokenizer.get_vocab(), key=len)
+    text = server.serving.tokenizer.convert_tokens_to_string([longest]) * 500
+    assert len(server.serving.tokenizer.encode(text)) == 500
+    assert server.complete(prompt=text, max_tokens=1)["usage"]["prompt_tokens"] == 500
+    long = server.complete(prompt=text * 3, max_tokens=1, truncate_prompt_tokens=5)
+    assert long["usage"]["prompt_tokens"] == 5
+
+
 # ---- structured output
 
 
@@ -79,6 +111,30 @@ def test_a_schema_of_too_many_parts_is_refused(server):
 def test_an_id_has_no_letters_beyond_ascii(server):
     answer = raw(server, b"GET /health HTTP/1.1\r\nHost: x\r\nX-Request-Id: \xe9\xff\r\n\r\n")
     assert re.search(r"x-request-id: [0-9a-f]{32}\r\n", answer), answer
+
+
+def test_headers_that_do_not_come_close_the_connection(server, monkeypatch):
+    monkeypatch.setattr("neo_tf.runtime.server.header_timeout.HEADER_SECONDS", 1.0)
+    host, port = server.url.removeprefix("http://").split(":")
+    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection((host, int(port)), WAIT)) for _ in range(3)]
+        connections[0].sendall(request)
+        assert connections[0].recv(4096).startswith(b"HTTP/1.1 200")
+        for connection in connections[:2]:
+            connection.sendall(request[:20])
+        for connection in connections:
+            assert connection.recv(4096) == b""  # the server has closed
+    # What takes long after its headers is not closed.
+    body = b'{"prompt": "a", "max_tokens": 2}'
+    with socket.create_connection((host, int(port)), WAIT) as connection:
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        )
+        connection.sendall(f"{head}\r\n\r\n".encode())
+        time.sleep(1.3)
+        connection.sendall(body)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 def test_an_upgrade_to_a_websocket_is_an_ordinary_request(server):
