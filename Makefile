@@ -18,7 +18,7 @@ SEED ?= 0
 # a file stay together, with the models that they share. In one process: make test TOGETHER=
 TOGETHER ?= --numprocesses 2 --dist loadfile
 
-.PHONY: help demo test gpu threads schedules random-folders server-fuzz server-soak lint types peers lock update latest clean
+.PHONY: help demo test gpu threads schedules ray-nodes random-folders server-fuzz server-soak lint types peers lock update latest clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -59,6 +59,12 @@ types: $(VENV)/.test ## checks the types
 	@rm -rf build
 	$(BIN)/python -m pip install $(QUIET) --no-deps --no-build-isolation --target build/types .
 	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p neo_tf
+
+# The folder is exported beside the tests: Ray's environment has no TensorFlow.
+ray-nodes: $(VENV)/.test $(PEERS)/ray/.done ## loses nodes of a Ray cluster of this machine, in a job and under traffic
+	@rm -rf build/ray-nodes && mkdir -p build
+	$(BIN)/neo-tf export $(MODEL) build/ray-nodes
+	$(PEERS)/ray/bin/python tests/ray_nodes.py build/ray-nodes
 
 random-folders: $(VENV)/.test ## draws N folders from SEED on, and compares neo-tf with transformers on each
 	$(BIN)/python tests/random_folders/check_folders.py --folders $(N) --seed $(SEED)
@@ -122,7 +128,7 @@ $(GPU)/.done: requirements/build.txt requirements/test.txt requirements/torch.tx
 
 # Other runtimes, each in an environment of its own: they want other versions than the tests. Where one cannot be
 # installed, its tests are skipped with the reason, which is the end of its log; the next run tries again.
-peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done $(PEERS)/lm-eval/.done $(PEERS)/npu/.done $(PEERS)/pipeline-ai/.done ## other runtimes, for the tests that load an exported folder in them, and old clients of the server
+peers: $(PEERS)/genai/.done $(PEERS)/optimum/.done $(PEERS)/js/.done $(PEERS)/lm-eval/.done $(PEERS)/npu/.done $(PEERS)/pipeline-ai/.done $(PEERS)/ray/.done ## other runtimes for the tests that load an exported folder in them, Ray, and old clients of the server
 
 $(PEERS)/genai/.done: requirements/genai.txt
 	@mkdir -p $(@D)
@@ -137,6 +143,14 @@ $(PEERS)/optimum/.done: requirements/optimum.txt requirements/torch.txt requirem
 $(PEERS)/js/.done: tests/portable/package.json tests/portable/package-lock.json
 	@mkdir -p $(@D)
 	cp $^ $(@D) && { npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --no-progress; } \
+		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
+
+# Ray brings uvloop and httptools, which uvicorn uses where it finds them: beside the tests they would change what the
+# server's tests run on.
+$(PEERS)/ray/.done: requirements/build.txt requirements/ray.txt setup.py
+	@mkdir -p $(@D)
+	{ $(PYTHON) -m venv $(@D) && $(call install,$(@D),build) && $(call install,$(@D),ray) \
+		&& $(call install-project,$(@D)); } \
 		>$(@D)/install.log 2>&1 && touch $@ || echo "$(@D): not installed, its tests will be skipped"
 
 # Clients of the server that need old packages. bson, which npu needs, has no wheel.

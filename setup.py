@@ -27,6 +27,7 @@ BASE = [
 PLOT = ["matplotlib>=3.11"]
 GUIDED = ["llguidance>=1.9.1"]
 SERVER = ["fastapi>=0.165", "uvicorn>=0.54", "prometheus_client>=0.26", "python-multipart>=0.0.34", *GUIDED]
+RAY = [*SERVER, "ray[serve]>=2.60"]
 DATA = ["google-crc32c>=1.9", "zstandard>=0.25"]  # Python 3.14 is the first with a zstd of its own
 FTFY = ["ftfy>=6.3"]
 TENSORFLOW = ["tensorflow>=2.21", "keras>=3.15", "h5py>=3.14"]
@@ -70,6 +71,7 @@ setup(
         "plot": PLOT,  # of the benchmark
         "guided": GUIDED,  # structured output
         "server": SERVER,
+        "ray": RAY,
         "cuda": [f"onnxruntime-gpu[cuda,cudnn]>=1.31; {GPU_WHEEL}"],
         # torch and transformers judge the conversions; nothing else uses them.
         "test": [

@@ -17,6 +17,10 @@ class DataError(NeoTFError, ValueError):
     """Training data is damaged, is missing, or does not fit the model."""
 
 
+class TrainingError(NeoTFError, ArithmeticError):
+    """A training cannot go on: its loss is not a number."""
+
+
 class OutputError(NeoTFError, OSError):
     """A destination cannot be written."""
 

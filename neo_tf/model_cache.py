@@ -134,6 +134,19 @@ def fingerprint(
     return hashlib.sha256("\n".join(seen).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
+def content_digest(folder: Path, tokenizer: Path | str | None) -> str:
+    """A hash of the contents of a model's files and the tokenizer's: the same for copies on other machines."""
+    digest = hashlib.sha256()
+    for root in (folder, Path(tokenizer)) if tokenizer else (folder,):
+        files = sorted(root.rglob("*")) if root.is_dir() else [root]
+        for file in files:
+            if file.is_file():
+                digest.update(str(file.relative_to(root)).encode("utf-8", "surrogateescape"))
+                with open(file, "rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
 def _stamps(path: Path) -> list[str]:
     """The size and time of a file, or of each file of a folder and its subfolders."""
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]

@@ -122,6 +122,8 @@ def main():
     tested = ("--constraints", "requirements/test.txt")
     write("demo", "neo-tf with TensorFlow: `make demo`.", resolve("setup.py", "--extra", "tensorflow", *tested))
     write("build", "What builds neo-tf itself, and packages that have no wheel.", resolve(build, *tested))
+    ray = resolve("setup.py", build, "--extra", "ray", *tested, before=read("ray"), upgrade=upgrade)
+    write("ray", "neo-tf with Ray, one of the environments of `make peers`.", ray)
     genai = resolve("requirements/genai.in", before=read("genai"), upgrade=upgrade)
     write("genai", "onnxruntime-genai, one of the other runtimes of `make peers`.", genai)
     fuzzer = resolve("requirements/schemathesis.in", before=read("schemathesis"), upgrade=upgrade)
@@ -137,7 +139,7 @@ def main():
     updater = resolve("requirements/update.in", before=read("update"), upgrade=upgrade)
     write("update", "uv, which writes these files.", updater)
     lock_npm(upgrade)
-    for name in ("demo", "test", "torch", "genai", "optimum", "schemathesis", "lm-eval", "npu", "pipeline-ai"):
+    for name in ("demo", "test", "torch", "ray", "genai", "optimum", "schemathesis", "lm-eval", "npu", "pipeline-ai"):
         check(name)
 
 

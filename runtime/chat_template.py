@@ -8,9 +8,11 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neo_tf.errors import MissingExtraError, RequestError, first_line
+from neo_tf.text_files import read_option_file
 
 if TYPE_CHECKING:
     import jinja2
@@ -62,6 +64,21 @@ def render_chat(
     except Exception as error:  # a template may do anything
         raise RequestError(f"the chat template refuses these messages: {first_line(error)}") from None
     return _cut(text, last) if continue_final_message and isinstance(last, str) else text
+
+
+def read_template(option: str, path: Path) -> str:
+    """The template in a file.
+
+    Args:
+        option: The option that names the file, for the message.
+        path: The file.
+
+    Raises:
+        RequestError: The file cannot be read, or holds no valid Jinja.
+    """
+    text = read_option_file(option, path)
+    check_template(text, str(path))
+    return text
 
 
 def check_template(template: str, source: str) -> None:

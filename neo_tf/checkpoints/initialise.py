@@ -1,5 +1,6 @@
 """Models with random weights: a start for training, and a load for tests."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -90,12 +91,24 @@ def random_checkpoint(size: Path | str, *, seed: int = 0, tokenizer: Path | str 
         raise RequestError(f"{size}: neither a size ({', '.join(PRESETS)}) nor a config file")
     if seed < 0:
         raise RequestError(f"seed must not be negative, but it is {seed}")
+    return drawn_checkpoint(path, config, seed, read_files("random", folder, config, tokenizer))
+
+
+def drawn_checkpoint(path: Path, config: GPTNeoConfig, seed: int, files: Mapping[str, bytes]) -> Checkpoint:
+    """A Checkpoint of a config, whose tensors are drawn when they are read.
+
+    Args:
+        path: Where the config comes from, for messages.
+        config: The config.
+        seed: As in random_checkpoint.
+        files: The model's files, as in Checkpoint.
+    """
     dtype = DTYPES[config.precision]
     tensors = {
         name: LazyTensor(variable.shape, dtype, partial(_draw, name, variable, seed, dtype))
         for name, variable in model_variables(config).items()
     }
-    return Checkpoint(path, "random", config, tensors, read_files("random", folder, config, tokenizer))
+    return Checkpoint(path, "random", config, tensors, files)
 
 
 def _draw(name: str, variable: Variable, seed: int, dtype: np.dtype) -> np.ndarray:

@@ -17,6 +17,7 @@ from neo_tf.cli.help import HelpfulCommand
 from neo_tf.cli.info import info
 from neo_tf.cli.init import init
 from neo_tf.cli.serve import serve
+from neo_tf.cli.train import train
 from neo_tf.cli.verify import verify
 from neo_tf.errors import NeoTFError, OutputError, one_line
 
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (convert, export, verify, generate, serve, benchmark, init, info):
+for _command in (convert, export, verify, generate, serve, benchmark, init, train, info):
     app.command(cls=HelpfulCommand)(_command)
 app.add_typer(data, name="data")
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import functools
+import os
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +33,7 @@ from neo_tf.runtime.argument_table import ARGUMENTS, Panel
 if TYPE_CHECKING:
     from neo_tf.runtime.arguments import GenerateArguments
     from neo_tf.runtime.generation_config import ModelSettings
+    from neo_tf.runtime.jobs.job import LineRunner
     from neo_tf.runtime.jobs.prompts import JobLines
     from neo_tf.runtime.jobs.results import JobFile, JobStream
     from neo_tf.runtime.pipeline import TextGenerationPipeline
@@ -116,6 +118,24 @@ def generate(
             metavar="SIZE",
         ),
     ] = None,
+    ray: Annotated[
+        bool,
+        _option(
+            "Run the prompts of --input on the workers of a Ray cluster: that of $RAY_ADDRESS, or the one that this "
+            "machine belongs to. The results are the same. It needs the extra ray.",
+            "--ray",
+            metavar="",
+        ),
+    ] = False,
+    ray_workers: Annotated[
+        int | None,
+        _option(
+            "Start this number of workers, each with a model of its own, --batch-size sequences and --threads CPUs, or "
+            "with --device cuda a GPU. Without it there are as many as the cluster has room for.",
+            min=1,
+            metavar="N",
+        ),
+    ] = None,
     device: Device = None,
     precision: ChosenPrecision = None,
     threads: Threads = None,
@@ -145,6 +165,12 @@ def generate(
     )
     files = _Files(prompts, input_file, input_format, output, resume, force)
     files.check()
+    if ray and not input_file:
+        raise RequestError("--ray is for many prompts: give --input FILE")
+    if ray_workers and not ray:
+        raise RequestError("--ray-workers needs --ray")
+    if ray and device and device.startswith("cuda:"):
+        raise RequestError(f"--device {device}: with --ray each worker gets a GPU of its own: say --device cuda")
     if files.are_finished():
         console.print(f"{output}: finished already")
         return
@@ -154,6 +180,8 @@ def generate(
     streams = not as_json and all(ARGUMENTS[name].streams for name in given) and options.num_return_sequences == 1
     if streams and prompts and len(prompts) == 1 and not (input_file or output):
         _show(loader.load(options.slots_of_each), prompts[0], given, options)
+    elif ray:
+        _run_job_on_ray(loader, files, given, options, batch_size, ray_workers, skip_errors)
     else:
         _run_job(loader, files, prompts, given, options, batch_size, skip_errors)
 
@@ -188,6 +216,25 @@ class _Loader:
             self.adapter,
         )
 
+    @property
+    def target(self) -> str:
+        """The device that runs the model: "cpu" or "cuda"."""
+        from neo_tf.onnx_folder import OnnxFolder
+
+        return (self.device or OnnxFolder.read(self.folder).target).partition(":")[0]
+
+    def digest(self) -> str:
+        """A hash of the contents of the model's files and the tokenizer's."""
+        from neo_tf.model_cache import content_digest
+
+        return content_digest(self.folder, self.tokenizer)
+
+    def for_others(self) -> "_Loader":
+        """The same model for other processes, which load it from their own machines: without what was found here."""
+        tokenizer = None if self.tokenizer is None else _absolute(self.tokenizer)
+        adapter = None if self.adapter is None else _absolute(self.adapter)
+        return replace(self, model=_absolute(self.model), tokenizer=tokenizer, adapter=adapter)
+
     @functools.cached_property
     def settings(self) -> "ModelSettings":
         """What the model says of generation."""
@@ -211,6 +258,11 @@ class _Loader:
             prefix_cache_bytes=self.prefix_cache_bytes,
             defaults={},
         )
+
+
+def _absolute(name: Path | str) -> str:
+    """A path that is there, from the root; a hub id as it is."""
+    return str(Path(name).resolve() if Path(name).exists() else name)
 
 
 @dataclass(frozen=True)
@@ -267,25 +319,85 @@ def _run_job(
         given: {name: value} of the arguments that were given.
         options: the same, checked.
     """
-    from neo_tf.runtime.jobs.job import Job
+    from neo_tf.runtime.jobs.engine_runner import EngineRunner
+    from neo_tf.runtime.jobs.ray_worker import settings_of
+
+    with _open_job(files, prompts) as job:
+        generator = loader.load(_slots(batch_size, prompts, options))
+        arguments, seed = job.begin(loader, settings_of(generator), given)
+        job.run(EngineRunner(generator, arguments, seed), skip_errors)
+
+
+def _run_job_on_ray(
+    loader: _Loader,
+    files: _Files,
+    given: dict[str, Any],
+    options: "GenerateArguments",
+    batch_size: int,
+    workers: int | None,
+    skip_errors: bool,
+) -> None:
+    """Does the same for the prompts of a file, on the workers of a Ray cluster."""
+    from neo_tf.runtime.jobs.ray_runner import RayRunner
+
+    with _open_job(files, None) as job:
+        cuda = loader.target == "cuda"
+        slots = _slots(batch_size, None, options)
+        with (
+            # Ray prints pages about each node that it loses; its own logs have them too, and a note is enough here.
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.closing(RayRunner(loader.for_others(), slots, cuda, loader.threads, workers)) as runner,
+        ):
+            arguments, seed = job.begin(loader, runner.begin(), given)
+            runner.set_arguments(arguments, seed)
+            job.run(runner, skip_errors)
+
+
+@dataclass(frozen=True)
+class _OpenJob:
+    """A job whose input and results are open."""
+
+    files: _Files
+    lines: "JobLines"
+    total: int | None
+    format: str
+    results: "JobFile | JobStream"
+
+    def begin(self, loader: _Loader, settings: Mapping[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """Begins the results, or goes on with them. Returns the arguments of all prompts, and the first one's seed."""
+        from neo_tf.model_cache import fingerprint
+
+        arguments = {name: value for name, value in given.items() if name != "seed"}
+        # All that decides a job's results: a job that is resumed must have the same.
+        header = {"model": fingerprint(loader.folder, loader.tokenizer), **settings}
+        header |= {"format": self.format, "seed": given.get("seed"), "arguments": arguments}
+        return arguments, self.results.begin(header)
+
+    def run(self, runner: "LineRunner", skip_errors: bool) -> None:
+        """Runs the job to its end."""
+        from neo_tf.runtime.jobs.job import Job
+
+        results = self.results
+        with _told(results), token_progress("generating", self.total, results.done) as progress:
+            Job(runner, results, skip_errors, progress).run(self.lines)
+        if results.errors:
+            where = self.files.file or "its line"
+            raise RequestError(
+                f'{results.errors} of {results.done} prompts could not be served: "error" in {where} says why'
+            )
+
+
+@contextlib.contextmanager
+def _open_job(files: _Files, prompts: list[str] | None) -> Iterator[_OpenJob]:
+    """Opens the input and the results of a job, and closes them."""
     from neo_tf.runtime.jobs.results import JobFile, JobStream
 
     with contextlib.ExitStack() as stack:
         lines, total, format = _lines(stack, prompts, files.input, files.input_format)
         results = JobFile(files.file, resume=files.resume, force=files.force) if files.file else JobStream()
         stack.callback(results.close)
-        slots = _slots(batch_size, prompts, options)
-        generator = loader.load(slots)
-        arguments = {name: value for name, value in given.items() if name != "seed"}
-        header = _header(generator, loader, format, given.get("seed"), arguments)
-        seed = results.begin(header)
-        with _told(results), token_progress("generating", total, results.done) as progress:
-            Job(generator, arguments, seed, results, skip_errors, progress).run(lines)
-    if results.errors:
-        where = files.file or "its line"
-        raise RequestError(
-            f'{results.errors} of {results.done} prompts could not be served: "error" in {where} says why'
-        )
+        yield _OpenJob(files, lines, total, format, results)
 
 
 def _slots(batch_size: int, prompts: list[str] | None, options: "GenerateArguments") -> int:
@@ -294,27 +406,6 @@ def _slots(batch_size: int, prompts: list[str] | None, options: "GenerateArgumen
         # Two at least: quantised rows are decoded in pairs, and a prompt's text must not depend on their number.
         batch_size = min(batch_size, max(len(prompts) * options.slots_of_each, 2))
     return max(batch_size, options.beams.num_beams if options.beams else 1)
-
-
-def _header(
-    generator: "TextGenerationPipeline",
-    loader: _Loader,
-    format: str,
-    seed: int | None,
-    arguments: dict[str, Any],
-) -> dict[str, Any]:
-    """All that decides a job's results: a job that is resumed must have the same."""
-    from neo_tf.model_cache import fingerprint
-
-    return {
-        "model": fingerprint(loader.folder, loader.tokenizer),
-        "device": generator.session.device,
-        "in_pairs": generator.session.in_pairs,  # quantised texts of a batch size of 1 may be others
-        "precision": generator.session.precision,
-        "format": format,
-        "seed": seed,
-        "arguments": arguments,
-    }
 
 
 def _standard_input() -> str:

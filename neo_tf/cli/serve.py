@@ -202,12 +202,9 @@ def _keys(path: Path | None, no_auth: bool) -> "ApiKeys | None":
 def _template(path: Path | None) -> str | None:
     if path is None:
         return None
-    from neo_tf.runtime.chat_template import check_template
-    from neo_tf.text_files import read_option_file
+    from neo_tf.runtime.chat_template import read_template
 
-    text = read_option_file("--chat-template", path)
-    check_template(text, str(path))
-    return text
+    return read_template("--chat-template", path)
 
 
 def _check_public(bound: Any, host: str, keys: "ApiKeys | None", no_auth: bool) -> None:

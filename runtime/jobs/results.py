@@ -254,6 +254,7 @@ class JobStream:
     def __init__(self) -> None:
         self.done = 0
         self.errors = 0
+        self._stream = sys.stdout  # the one of now, also where other output is sent elsewhere meanwhile
         self._waiting: dict[int, bytes] = {}  # lines of results, by index
         self._next = 0  # the index that is shown next
 
@@ -272,9 +273,9 @@ class JobStream:
             self.errors += 1
         self._waiting[line.index] = to_json(result)
         while self._next in self._waiting:
-            sys.stdout.buffer.write(self._waiting.pop(self._next))
+            self._stream.buffer.write(self._waiting.pop(self._next))
             self._next += 1
-        sys.stdout.flush()
+        self._stream.flush()
 
     def finish(self, count: int) -> None:
         """Has nothing left to do."""

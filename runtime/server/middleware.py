@@ -80,6 +80,9 @@ class Entrance:
                 await self._app(scope, body, answer.send)
         except ClientStalledError:  # returning without the rest of the answer closes the connection
             scope["state"]["gone"] = True
+        except asyncio.CancelledError:  # Ray Serve cancels the task of a client that has disconnected
+            scope["state"]["gone"] = True
+            raise
         finally:
             self._log(scope, answer, request_id, time.perf_counter() - begin)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..engine.generation import Generation
     from .call import Call, Update
 
+# json.dumps would make an encoder for each event, which takes longer than its work.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 # What a route's OpenAPI says of an answer that may stream.
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -90,4 +92,4 @@ class EventStream(Response):
 
 def event_json(value: Any) -> str:
     """JSON in one line, as the data of an event."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _encode(value)

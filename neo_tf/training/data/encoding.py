@@ -7,12 +7,13 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from neo_tf.errors import NeoTFError
+from neo_tf.errors import DataError, NeoTFError, first_line
 from neo_tf.training.data.cleaning import Cleaning
 from neo_tf.training.data.text_batches import Batch
 
@@ -22,43 +23,61 @@ if TYPE_CHECKING:
 _WAITING = 3  # batches for each process that are on their way
 
 
-class TextEncoder:
-    """Cleans and tokenises texts.
+@dataclass(frozen=True)
+class HowToEncode:
+    """What a process must know to tokenise.
 
     Args:
         tokenizer: The text of a tokenizer.json.
         cleaning: What is done to each text before.
+        split_special_tokens: Whether a special token that stands in a text is tokenised like any other letters, as
+            tokenizer_config.json can say. By default it becomes that token.
     """
 
-    def __init__(self, tokenizer: str, cleaning: Cleaning) -> None:
+    tokenizer: str
+    cleaning: Cleaning
+    split_special_tokens: bool = False
+
+
+class TextEncoder:
+    """Cleans and tokenises texts."""
+
+    def __init__(self, how: HowToEncode) -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer: Tokenizer = Tokenizer.from_str(tokenizer)
-        self._clean: Callable[[str], str] = cleaning.function()
+        self._tokenizer: Tokenizer = Tokenizer.from_str(how.tokenizer)
+        self._tokenizer.encode_special_tokens = how.split_special_tokens
+        self._clean: Callable[[str], str] = how.cleaning.function()
 
     def __call__(self, texts: list[str]) -> list[npt.NDArray[np.int64]]:
-        """The token ids of each text, int64 [n], without tokens that the tokenizer would put around it."""
+        """The token ids of each text, int64 [n], without tokens that the tokenizer would put around it.
+
+        Raises:
+            DataError: The tokenizer cannot encode one of them.
+        """
         cleaned = [self._clean(text) for text in texts]
-        encoded = self._tokenizer.encode_batch_fast(cleaned, add_special_tokens=False)
+        try:
+            encoded = self._tokenizer.encode_batch_fast(cleaned, add_special_tokens=False)
+        except Exception as error:  # tokenizers raises plain Exception
+            raise DataError(f"the tokenizer cannot encode a text: {first_line(error)}") from None
         return [np.asarray(one.ids, np.int64) for one in encoded]
 
 
 def encode(
-    batches: Iterable[Batch], tokenizer: str, cleaning: Cleaning, processes: int
+    batches: Iterable[Batch], how: HowToEncode, processes: int
 ) -> Iterator[tuple[Batch, list[npt.NDArray[np.int64]]]]:
     """Tokenises batches of texts; they come back in their order, whatever the number of processes is.
 
     Args:
         batches: The batches. They are read a little ahead.
-        tokenizer: The text of a tokenizer.json.
-        cleaning: What is done to each text before.
+        how: How they are tokenised.
         processes: With 1, this process does it.
 
     Raises:
         NeoTFError: A process has ended.
     """
     if processes == 1:
-        encoder = TextEncoder(tokenizer, cleaning)
+        encoder = TextEncoder(how)
         for batch in batches:
             yield batch, encoder(batch.texts)
         return
@@ -66,10 +85,8 @@ def encode(
     from concurrent.futures import Future, ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    cleaning.function()  # a missing library is said here, in one line
-    pool = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(tokenizer, cleaning)
-    )
+    how.cleaning.function()  # a missing library is said here, in one line
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(how,))
     running: deque[tuple[Batch, Future[list[npt.NDArray[np.int64]]]]] = deque()
     try:
         for batch in batches:
@@ -92,7 +109,7 @@ def encode(
 _encoder: TextEncoder | None = None  # of a process that tokenises
 
 
-def _begin(tokenizer: str, cleaning: Cleaning) -> None:
+def _begin(how: HowToEncode) -> None:
     """Prepares a process: it leaves Ctrl-C to its parent, uses one core, and ends with its parent."""
     global _encoder
     import multiprocessing
@@ -107,7 +124,7 @@ def _begin(tokenizer: str, cleaning: Cleaning) -> None:
             os._exit(1)
 
         threading.Thread(target=end_with_parent, daemon=True).start()
-    _encoder = TextEncoder(tokenizer, cleaning)
+    _encoder = TextEncoder(how)
 
 
 def _encode(texts: list[str]) -> list[npt.NDArray[np.int64]]:

@@ -15,7 +15,7 @@ from neo_tf.file_names import TOKENIZER_FILE
 from neo_tf.json_files import write_json
 from neo_tf.progress import Progress, no_progress
 from neo_tf.tokenizer_backend import load_tokenizer
-from neo_tf.training.data.encoding import encode
+from neo_tf.training.data.encoding import HowToEncode, encode
 from neo_tf.training.data.find_texts import split_as_the_original
 from neo_tf.training.data.output import (
     DATASET_FILE,
@@ -66,11 +66,12 @@ def make_tfrecords(
         OutputError: The folder cannot be written, is there already, or holds another job that is unfinished.
         RequestError: The tokenizer and the recipe do not fit.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     job = _Job(files, folder, tokenizer_files, recipe)
     if folder.exists() and not force:
         made = read_made(folder)
         if made.get("job") == job.identity and "totals" in made:
+            job.check_skipped(made["totals"])
             return Totals(**made["totals"])
         if not folder.is_dir() or any(folder.iterdir()):
             raise OutputError(f"{folder}: exists already (--force replaces it)")
@@ -108,10 +109,12 @@ class _Job:
         self.parts = [list(files)]
         if recipe.packing == ORIGINAL:
             self.parts = split_as_the_original(list(files), recipe.original_processes)
+        # What must be equal for a job to go on. A job that a document has ended goes on with skip_errors.
         self.identity = {
-            **asdict(recipe),
+            **{key: value for key, value in asdict(recipe).items() if key != "skip_errors"},
             "separator": self.separator,
             "tokenizer": hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest(),
+            "split_special_tokens": self.tokenizer.encode_special_tokens,
             "texts": _fingerprint(files),
         }
         self._part = 0
@@ -137,9 +140,16 @@ class _Job:
                 f"{self.partial}: an unfinished job with another value of {changed[0]!r} (--force begins anew)"
             )
 
+    def check_skipped(self, totals: Mapping[str, Any]) -> None:
+        """Raises DataError where documents were left out before, but must not be."""
+        if totals["skipped"] and not self.recipe.skip_errors:
+            raise DataError(f"{totals['first_error']} (--skip-errors leaves such documents out)")
+
     def run(self, processes: int, progress: Progress, noted_every: float) -> Totals:
         """Writes all records, from where it was noted last."""
         position = self._restore()
+        is_split = self.tokenizer.encode_special_tokens
+        how = HowToEncode(self.tokenizer.to_str(), self.recipe.cleaning, is_split)
         noted = time.monotonic()
         for part in range(self._part, len(self.parts)):
             if part > self._part:
@@ -149,7 +159,7 @@ class _Job:
             batches = text_batches(
                 self.parts[part], position, self.recipe.text_field, self.recipe.skip_errors, progress
             )
-            for batch, encoded in encode(batches, self.tokenizer.to_str(), self.recipe.cleaning, processes):
+            for batch, encoded in encode(batches, how, processes):
                 for token_ids, begins_file in zip(encoded, batch.begins_file, strict=True):
                     self._totals.documents += 1
                     self._totals.tokens += len(token_ids)
@@ -195,6 +205,7 @@ class _Job:
         if state is None:
             self._note(Position())
             return Position()
+        self.check_skipped(state["totals"])
         self._part = state["part"]
         self._totals = Totals(**state["totals"])
         self._writer.restore(state["files"])

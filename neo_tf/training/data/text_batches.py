@@ -1,5 +1,6 @@
 """Reading the documents of many files in batches, from any document on."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,7 +90,7 @@ def text_batches(
                     texts, begins, letters = [], [], 0
                     progress(file.tell() - told, path.name)
                     told = file.tell()
-            progress(path.stat().st_size - told, path.name)
+            progress(os.fstat(file.fileno()).st_size - told, path.name)
     yield Batch(texts, begins, replace(end, file=len(files), document=0))
 
 

@@ -15,6 +15,7 @@ from conftest import FIXTURES, GOLDEN, run_cli
 from neo_tf.errors import EngineError, OutputError, RequestError
 from neo_tf.runtime.jobs import job as jobs
 from neo_tf.runtime.jobs import results as job_output
+from neo_tf.runtime.jobs.engine_runner import EngineRunner
 from neo_tf.runtime.jobs.job import Job
 from neo_tf.runtime.jobs.prompts import Given, Lines, count_lines
 from neo_tf.runtime.jobs.results import JobFile, JobStream
@@ -210,7 +211,7 @@ class Seen:
 def test_few_lines_are_read_ahead(generator):
     lines = Counted(["def"] * 100)
     seen = Seen(lines)
-    Job(generator, {"max_new_tokens": 2}, 0, seen).run(lines)
+    Job(EngineRunner(generator, {"max_new_tokens": 2}, 0), seen).run(lines)
     assert seen.ahead <= 6 and len(seen.indices) == 100
 
 
@@ -226,7 +227,7 @@ def test_results_that_wait_for_their_turn_are_few(generator, monkeypatch):
         nonlocal most
         most = max(most, len(stream._waiting))
 
-    Job(generator, {"eos_token_id": []}, 0, stream, progress=watch).run(lines)
+    Job(EngineRunner(generator, {"eos_token_id": []}, 0), stream, progress=watch).run(lines)
     assert 6 < most <= 12
     sys.stdout.flush()
     shown = read_results(sys.stdout.buffer.getvalue().decode())
@@ -246,7 +247,7 @@ def test_progress_counts_prompts_and_tokens(generator):
     def tell(amount, what):
         told.append((amount, int(what.split(" tokens,")[0])))
 
-    Job(generator, {"max_new_tokens": 5, "eos_token_id": []}, 0, Seen(lines), progress=tell).run(lines)
+    Job(EngineRunner(generator, {"max_new_tokens": 5, "eos_token_id": []}, 0), Seen(lines), progress=tell).run(lines)
     amounts, tokens = zip(*told, strict=True)
     assert min(amounts) >= 0 and sum(amounts) == 7
     assert list(tokens) == sorted(tokens) and tokens[-1] == 35 and 0 < tokens[0] < 4
@@ -539,12 +540,12 @@ def test_a_step_that_fails_stops_the_job_or_is_told(generator, tmp_path, monkeyp
     file = JobFile(tmp_path / "o")
     file.begin(JOB)
     with pytest.raises(EngineError, match=r"^prompt 1: .*out of memory"):
-        Job(generator, {"max_new_tokens": 6}, 0, file).run(Given(lines))
+        Job(EngineRunner(generator, {"max_new_tokens": 6}, 0), file).run(Given(lines))
     file.close()
     calls.clear()
     file = JobFile(tmp_path / "o", resume=True)
     file.begin(JOB)
-    Job(generator, {"max_new_tokens": 6}, 0, file, skip_errors=True).run(Given(lines))
+    Job(EngineRunner(generator, {"max_new_tokens": 6}, 0), file, skip_errors=True).run(Given(lines))
     results = read_results(tmp_path / "o")
     assert file.errors == sum("error" in result for result in results) == 3
     assert len({result["generated_text"] for result in results if "error" not in result}) == 1
@@ -556,11 +557,11 @@ def test_an_interrupted_job_leaves_the_engine_usable(generator, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Job(generator, {}, 0, JobStream(), progress=stop).run(Given(["def"] * 9))
+        Job(EngineRunner(generator, {}, 0), JobStream(), progress=stop).run(Given(["def"] * 9))
     # What is left of it ends in the next job's first step.
     results = JobFile(tmp_path / "out.jsonl")
     results.begin(JOB)
-    Job(generator, {"max_new_tokens": 3}, 0, results).run(Given(["def", "x"]))
+    Job(EngineRunner(generator, {"max_new_tokens": 3}, 0), results).run(Given(["def", "x"]))
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
     assert generator("def", max_new_tokens=3) and not generator.engine.step()
 
@@ -571,7 +572,7 @@ def test_old_names_of_a_line_go_before_the_command_lines(generator, tmp_path):
     results.begin(JOB)
     with open(tmp_path / "in.jsonl", "rb") as file:
         lines = Lines(file, "in.jsonl", json=True)
-        Job(generator, {"max_new_tokens": 9, "return_full_text": True}, 0, results).run(lines)
+        Job(EngineRunner(generator, {"max_new_tokens": 9, "return_full_text": True}, 0), results).run(lines)
     result = json.loads((tmp_path / "out.jsonl").read_text())
     assert result["new_tokens"] == 2 and not result["generated_text"].startswith("def")
 

@@ -138,6 +138,13 @@ def test_documents_are_mixed_by_weight(tmp_path):
     assert 0.68 < (rows[:, 0] == 2).mean() < 0.82
 
 
+def test_documents_are_drawn_from_a_thousand_groups(tmp_path):
+    path = write(tmp_path / "many.tfrecords", *([number] * 5 for number in range(3000)))
+    dataset = document_batches([DocumentSet([path], 2, "documents_fixed")], 4, 50, eos_id=0, seed=1)
+    ((drawn,),) = [firsts(dataset, 1)]
+    assert 1500 < max(drawn) < 2000 + 2 * len(drawn)
+
+
 def test_what_crashes_in_generic_text_is_refused_with_the_reason():
     with pytest.raises(ConfigError, match=r"'chunks': the original's generic_text crashes .*sequential_input"):
         DocumentSet(["x"], 1, "chunks")

@@ -19,7 +19,7 @@ from conftest import GOLDEN as GOLDEN_MODELS
 from neo_tf.errors import DataError, OutputError, RequestError
 from neo_tf.file_names import TOKENIZER_FILE
 from neo_tf.training.data.cleaning import Cleaning
-from neo_tf.training.data.encoding import TextEncoder
+from neo_tf.training.data.encoding import HowToEncode, TextEncoder
 from neo_tf.training.data.find_texts import find_texts, find_texts_as_the_original
 from neo_tf.training.data.make import make_tfrecords
 from neo_tf.training.data.output import RecordFiles, partial_of
@@ -58,7 +58,7 @@ def original(cleaning=BOTH, processes=1, files_per=8):
 
 
 def tokens_of(text):
-    (ids,) = TextEncoder(TOKENIZER[TOKENIZER_FILE].decode(), Cleaning())([text])
+    (ids,) = TextEncoder(HowToEncode(TOKENIZER[TOKENIZER_FILE].decode(), Cleaning()))([text])
     return ids.tolist()
 
 
@@ -150,6 +150,16 @@ def test_whole_documents_are_records_without_separators(tmp_path, texts):
     recipe = Recipe(packing=DOCUMENTS, files_per=1000)
     make_tfrecords([texts / "d1.txt", texts / "empty.txt", texts / "d3.txt"], tmp_path / "out", TOKENIZER, recipe)
     assert token_stream(tmp_path / "out") == [tokens_of((texts / name).read_text()) for name in ("d1.txt", "d3.txt")]
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_special_tokens_in_a_text_are_read_as_the_tokenizers_files_say(tmp_path, is_split):
+    (tmp_path / "x.txt").write_text("a<|endoftext|>b")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": is_split}
+    files = TOKENIZER | {"tokenizer_config.json": json.dumps(settings).encode()}
+    make_tfrecords([tmp_path / "x.txt"], tmp_path / "out", files, Recipe(packing=DOCUMENTS))
+    ((first, *ids, last),) = token_stream(tmp_path / "out")
+    assert [first, last] == [*tokens_of("a"), *tokens_of("b")] and (ids == [0]) is not is_split
 
 
 def test_the_folder_says_what_the_original_and_the_commands_need(tmp_path, texts):
@@ -307,8 +317,12 @@ def test_an_unfinished_job_with_other_settings_is_refused(tmp_path, texts, monke
         make_tfrecords(files, tmp_path / "out", TOKENIZER, Recipe(64), noted_every=0)
     with pytest.raises(OutputError, match=r"an unfinished job with another value of 'n_ctx' \(--force"):
         make_tfrecords(files, tmp_path / "out", TOKENIZER, Recipe(32))
-    totals = make_tfrecords(files, tmp_path / "out", TOKENIZER, Recipe(64, skip_errors=True), force=True)
+    totals = make_tfrecords(files, tmp_path / "out", TOKENIZER, Recipe(64, skip_errors=True))  # goes on
     assert totals.skipped == 1 and "lines.jsonl:121" in totals.first_error
+    make_tfrecords(files, tmp_path / "straight", TOKENIZER, Recipe(64, skip_errors=True))
+    assert records(tmp_path / "out") == records(tmp_path / "straight")
+    with pytest.raises(DataError, match=r"lines\.jsonl:121.*--skip-errors"):  # the same without it is not the same
+        make_tfrecords(files, tmp_path / "out", TOKENIZER, Recipe(64))
 
 
 def test_nothing_is_left_of_a_job_that_could_not_begin(tmp_path):
