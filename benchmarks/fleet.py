@@ -6,7 +6,8 @@
     python benchmarks/fleet.py policies steps.json --replicas 40 --load 0.8 --prefixes 100
 
 `measure` times the engine's steps. `check` sends the same requests to the real server and to the simulator, and ends
-with 1 where they differ by more than 15 %. `size` and `policies` need neither a model nor the machine.
+with 1 where tokens/s or a first token's percentile differ by more than 15 %. `size` and `policies` need neither a model
+nor the machine.
 docs/fleet.md says what is measured, what is simulated and what is left out.
 """
 
@@ -16,7 +17,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fleet_check import TOLERANCE, against_server
+from fleet_check import CHECKED, TOLERANCE, against_server
 from fleet_machine import Machine, floor_machine
 from fleet_policies import POLICIES
 from fleet_simulator import simulate
@@ -68,6 +69,7 @@ def parse():
     policies.add_argument("--replicas", type=int, default=40, help="default: %(default)s")
     policies.add_argument("--load", type=float, default=0.8, help="the requests a second, as a share of the capacity "
                           "without shared prefixes (default: %(default)s)")  # fmt: skip
+    policies.add_argument("--seed", type=int, default=0, help="of the requests (default: %(default)s)")
     policies.add_argument("--prefixes", type=int, default=100, help="the number of prefixes (default: %(default)s)")
     policies.add_argument("--prefix-tokens", type=int, default=512, help="default: %(default)s")
     policies.add_argument("--prefix-memory", type=float, default=1, help="the memory of the shared-prefix cache, as a "
@@ -110,7 +112,7 @@ def _show_steps(found):
 
 
 def check(options):
-    """The same requests through the real server and on paper; 1 where a figure differs by more than 15 %."""
+    """The same requests through the real server and on paper; 1 where a figure of CHECKED differs too much."""
     report = against_server(options)
     _write(options.json, report)
     return _show_check(report)
@@ -125,11 +127,12 @@ def _show_check(report):
         for name, measured in run["measured"].items():
             simulated = run["simulated"][name]
             difference = simulated / measured - 1
-            worst = max(worst, abs(difference))
+            if name in CHECKED:
+                worst = max(worst, abs(difference))
             title = f"{run['load']:g} ({run['requests_per_s']:.2f}/s)"
             table.add_row(title, name, f"{measured:,.1f}", f"{simulated:,.1f}", f"{difference:+.1%}")
     results.print(table)
-    results.print(f"the largest difference is {worst:.1%}; {TOLERANCE:.0%} is allowed")
+    results.print(f"tokens/s and first tokens differ by {worst:.1%} at most; {TOLERANCE:.0%} is allowed")
     return int(worst > TOLERANCE)
 
 
@@ -193,7 +196,7 @@ def compare_policies(options):
     for title, workload in (("no shared prefixes", plain), (f"{options.prefixes} shared prefixes", shared)):
         alone = replace(machine, blocks=0)
         rate = options.load * options.replicas * capacity(alone, workload.lengths(2000))
-        arrivals = workload.arrivals(rate, options.seconds)
+        arrivals = workload.arrivals(rate, options.seconds, options.seed)
         table = summary_table(title, "first token p50", "p90", "p99", "between tokens", "prompt tokens reused")
         for name, policy in POLICIES.items():
             row = figures(simulate(machine, options.replicas, arrivals, policy()), arrivals[-1].time * SETTLING)

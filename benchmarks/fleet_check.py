@@ -19,6 +19,8 @@ from neo_tf.runtime.tokenizer import Tokenizer
 
 TOLERANCE = 0.15
 _RANKS = (50, 90, 99)
+# What must agree. The time between tokens is shown beside it.
+CHECKED = ("tokens_per_s", *(f"first_token_p{rank}_ms" for rank in _RANKS))
 
 
 def against_server(options):
