@@ -108,7 +108,7 @@ def _failure(http: HttpRequest, told: ServerError) -> Response:
     return JSONResponse({"state": "FAILURE", "result": told.message})
 
 
-@router.get("/Hash", summary="Whether data are here", status_code=200)
+@router.get("/Hash", summary="Whether data are here", responses={204: {"description": "They are not here"}})
 async def find_data(hash: str, serving: Served, http: HttpRequest) -> Response:
     """Returns the id of data of this MD5 that the same token has uploaded, or 204."""
     name = serving.uploads.find(owner_of(http), Prompts, lambda prompts: prompts.digest == hash)

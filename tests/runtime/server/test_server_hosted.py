@@ -405,6 +405,7 @@ def test_paths_that_are_not_there_are_answered_in_the_clients_form(ann):
 
 def test_the_schema_describes_the_routes(ann):
     paths = ann.get("/openapi.json").json()["paths"]
+    assert {"200", "204"} <= paths["/npu/Hash"]["get"]["responses"].keys()
     form = paths["/npu/SyncPredict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["file", "json"]
     for path, key in (("/npu/Predict", "error"), ("/v2/runs", "detail"), ("/v1/completions", "error")):
