@@ -186,11 +186,11 @@ def worker_processes():
     return found
 
 
-def test_a_job_that_loses_a_worker_writes_the_same_file(cluster, demo_folder, tmp_path, monkeypatch, capsys):
+def test_a_job_that_loses_its_workers_writes_the_same_file(cluster, demo_folder, tmp_path, monkeypatch, capsys):
     prompts, plain, output = tmp_path / "p.jsonl", tmp_path / "plain.jsonl", tmp_path / "o.jsonl"
     with prompts.open("w") as file:
-        for number in range(40):
-            line = {"prompt": "def é"[: 1 + number % 5], "id": f"é{number}", "max_new_tokens": 10 + 7 * number % 200}
+        for number in range(30):  # long enough to be running still when the worker is killed
+            line = {"prompt": "def é"[: 1 + number % 5], "id": f"é{number}", "max_new_tokens": 200 + 7 * number}
             if number % 7 == 3:
                 line |= {"num_return_sequences": 2, "prompt": [5, number]}
             if number == 11:
@@ -200,10 +200,11 @@ def test_a_job_that_loses_a_worker_writes_the_same_file(cluster, demo_folder, tm
     assert run_cli(monkeypatch, capsys, "generate", demo_folder, *options, "--output", plain)[0] == 1
     job = start_job(cluster, demo_folder, *options, "--output", output)
     partial = tmp_path / "o.jsonl.partial"
-    wait_until(lambda: job.poll() is not None or (partial.exists() and partial.read_bytes().count(b"\n") > 8))
+    wait_until(lambda: job.poll() is not None or (partial.exists() and partial.read_bytes().count(b"\n") > 2))
     assert job.poll() is None, job.communicate()[1]
-    os.kill(worker_processes()[0], signal.SIGKILL)
+    for process in worker_processes():  # one of them may have no line yet
+        os.kill(process, signal.SIGKILL)
     out, err = job.communicate(timeout=WAIT)
     assert (job.returncode, out) == (1, "")
-    assert "a worker on" in err and "was lost" in err and "1 of 40 prompts could not be served" in err
+    assert "a worker on" in err and "was lost" in err and "1 of 30 prompts could not be served" in err
     assert output.read_bytes() == plain.read_bytes() and not partial.exists()
