@@ -30,11 +30,13 @@ _HEALTH_CHECK_SECONDS = 2
 
 
 class ReplicaArguments(BaseModel):
-    """How each replica serves the model: the options of `neo-tf serve`, in the same words.
+    """How each replica serves the model: most options of `neo-tf serve` in the same words, and the number of replicas.
+
+    The address and the port are Ray's. An adapter, a revision and a policy for experts are given to `neo-tf export`.
 
     Args:
         model: The ONNX folder. It lies under this path on every node, as all files that are named here.
-        device: "cpu", or "cuda", which gives each replica a GPU of its own.
+        device: "cpu", or "cuda", which gives each replica a GPU of its own besides its CPUs.
         threads: The number of CPUs of a replica; on the CPU its model computes with as many threads.
         slots: The number of sequences that a replica decodes at the same time.
         max_queue: The number of sequences that may wait in a replica.
@@ -48,7 +50,7 @@ class ReplicaArguments(BaseModel):
         alias: Other names of the model.
         api_keys: A file of the keys that clients must send.
         tokenizer, precision, cache_memory, prefix_cache_memory, max_body, max_logprobs, chat_template, filter,
-            log_format, log_prompts: See `neo-tf serve --help`.
+            log_format, log_prompts: See `neo-tf serve --help`. A wrong precision is refused in the replica only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
