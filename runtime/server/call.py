@@ -50,11 +50,16 @@ class Call:
         submissions: One for each request, in their order.
     """
 
-    def __init__(self, service: Service, mailbox: Mailbox, text_filter: TextFilter | None = None) -> None:
+    def __init__(
+        self, service: Service, mailbox: Mailbox, admission: Admission, text_filter: TextFilter | None = None
+    ) -> None:
         self.submissions: list[Submission] = []
         self._filter = text_filter
         self._filtered: dict[int, Generation] = {}  # what the filter has made of sequences that have ended
+        self._not_judged: dict[int, ServerError] = {}  # why it has made nothing of them
+        self._judging: set[asyncio.Task[None]] = set()
         self._service = service
+        self._give = admission.give
         self._mailbox = mailbox
         self._updates: asyncio.Queue[Update] = asyncio.Queue()
         self._running = 0
@@ -88,7 +93,7 @@ class Call:
         """
         count = sum(request.slots for request in requests)
         admission.take(count)
-        call = cls(service, mailbox, text_filter)
+        call = cls(service, mailbox, admission, text_filter)
         handed_over = 0  # to a submission, which gives them back when it ends
         try:
             for index, request in enumerate(requests):
@@ -99,7 +104,8 @@ class Call:
                 submission = service.submit(request)
                 call._running += 1
                 call.submissions.append(submission)
-                submission.add_done_callback(_giver(admission, request.slots))
+                if text_filter is None:  # otherwise the text must be judged first
+                    submission.add_done_callback(_giver(admission, request.slots))
                 submission.add_done_callback(timing.end)
                 handed_over += request.slots
                 submission.add_done_callback(call._ender(index))
@@ -134,7 +140,7 @@ class Call:
             ServerError: One of them failed, or the server ends.
         """
         await self._all_ended.wait()
-        return [await self._judged(index) for index in range(len(self.submissions))]
+        return [self.result(index) for index in range(len(self.submissions))]
 
     async def updates(self) -> AsyncIterator[list[Update]]:
         """Yields what comes, until all sequences have ended: all updates that are there, in their order.
@@ -153,10 +159,10 @@ class Call:
                 if update.ended:
                     left -= 1
                     self.result(update.index)
-            yield updates if self._filter is None else [await self._whole(each) for each in updates if each.ended]
+            yield updates if self._filter is None else [self._whole(each) for each in updates if each.ended]
 
     def result(self, index: int) -> Generation:
-        """What came of a sequence that has ended.
+        """What came of a sequence that has ended; where texts are filtered, what the filter has made of it.
 
         Raises:
             ClientGoneError, ServerError: See results.
@@ -170,22 +176,18 @@ class Call:
         generation = submission.result()
         if generation.finish_reason == "cancelled":
             raise self._cut_by or shutting_down()
-        return generation
+        if self._filter is None:
+            return generation
+        if self._cut_by or index in self._not_judged:
+            raise self._cut_by or self._not_judged[index]
+        return self._filtered[index]
 
     def generation(self, index: int) -> Generation:
         """What has come of a sequence so far; where texts are filtered, what the filter has made of it."""
         return self._filtered.get(index) or self.submissions[index].generation
 
-    async def _judged(self, index: int) -> Generation:
-        generation = self.result(index)
-        if self._filter is None:
-            return generation
-        if index not in self._filtered:
-            self._filtered[index] = await self._filter.apply(generation)
-        return self._filtered[index]
-
-    async def _whole(self, update: Update) -> Update:
-        generation = await self._judged(update.index)
+    def _whole(self, update: Update) -> Update:
+        generation = self.result(update.index)
         return dataclasses.replace(update, text=generation.text, tokens=len(generation.tokens))
 
     # ---- how it ends early
@@ -222,7 +224,29 @@ class Call:
 
         return end
 
+    # ---- called in the loop
+
     def _end(self, index: int) -> None:
+        if self._filter is None:
+            self._close(index)
+            return
+        task = asyncio.create_task(self._judge(index, self._filter))
+        self._judging.add(task)  # a loop forgets tasks that nobody holds
+        task.add_done_callback(self._judging.discard)
+
+    async def _judge(self, index: int, text_filter: TextFilter) -> None:
+        """Has a text judged. Its place in the server is free afterwards: texts that wait for it are bounded, too."""
+        submission = self.submissions[index]
+        try:
+            if submission.exception() is None and submission.result().finish_reason != "cancelled":
+                self._filtered[index] = await text_filter.apply(submission.result())
+        except ServerError as error:
+            self._not_judged[index] = error
+        finally:
+            self._give(submission.generation.request.slots)
+            self._close(index)
+
+    def _close(self, index: int) -> None:
         generation = self.submissions[index].generation
         self._updates.put_nowait(Update(index, "", len(generation.tokens), ended=True))
         self._running -= 1

@@ -108,7 +108,8 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Looks ten times a second whether the end has come."""
-        if self._deadline is not None and (self._serving.admission.active == 0 or time.monotonic() >= self._deadline):
+        is_idle = self._serving.admission.active == 0 and not self.server_state.tasks  # answers are on their way
+        if self._deadline is not None and (is_idle or time.monotonic() >= self._deadline):
             await asyncio.to_thread(self._serving.close)
             return True
         return await super().on_tick(counter)

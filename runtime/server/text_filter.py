@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from neo_tf.errors import RequestError, one_line
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 Judge = Callable[[str, str], str | None]
 
+_THREADS = 32
 _log = logging.getLogger("neo_tf.filter")
 
 
@@ -65,6 +67,8 @@ class TextFilter:
     def __init__(self, judge: Judge, tokenizer: Tokenizer) -> None:
         self._judge = judge
         self._tokenizer = tokenizer
+        # Threads of its own: a filter that takes long does not take those that requests are worked out in.
+        self._threads = ThreadPoolExecutor(_THREADS, "neo-tf filter")
 
     async def apply(self, generation: Generation) -> Generation:
         """What is sent of a Generation that has ended.
@@ -76,7 +80,7 @@ class TextFilter:
         Raises:
             ServerError: The function failed.
         """
-        return await asyncio.to_thread(self._apply, generation)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._apply, generation)
 
     def _apply(self, generation: Generation) -> Generation:
         prompt = self._tokenizer.decode(generation.request.prompt)

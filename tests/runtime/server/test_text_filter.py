@@ -3,12 +3,15 @@
 import asyncio
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 pytest.importorskip("fastapi", reason="the server's tests need the extra server")
 from conftest import TINY_PYTHON
-from server_helpers import running_server
+from server_helpers import WAIT, running_server
 
 from neo_tf.errors import RequestError
 from neo_tf.runtime.engine.generation import Generation
@@ -189,3 +192,39 @@ def test_the_command_refuses_a_filter_before_it_loads_the_model(monkeypatch, cap
 
     status, _, error = run_cli(monkeypatch, capsys, "serve", TINY_PYTHON, "--filter", "no_such_filter:judge")
     assert status == 1 and "--filter no_such_filter:judge: cannot be loaded" in error and "Traceback" not in error
+
+
+def test_a_text_keeps_its_place_until_it_is_judged_and_the_servers_end_waits_for_it(demo_folder):
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def slow(text, prompt):
+        asked.set()
+        may_answer.wait(WAIT)
+        return text
+
+    with running_server(demo_folder, slots=1, max_queue=0, judge=slow) as running, ThreadPoolExecutor() as pool:
+        waiting = pool.submit(running.post, "/v1/completions", prompt=PROMPT, max_tokens=2)
+        assert asked.wait(WAIT)
+        assert running.free_slots == 1  # the engine is done with it
+        assert running.post("/v1/completions", prompt=PROMPT, max_tokens=2).status_code == 429
+        running.server.drain()
+        time.sleep(0.4)  # the server looks ten times a second whether it may end
+        may_answer.set()
+        assert waiting.result().status_code == 200
+
+
+def test_a_client_that_leaves_before_the_verdict_is_no_answer(demo_folder):
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def slow(text, prompt):
+        asked.set()
+        may_answer.wait(WAIT)
+        return text
+
+    with running_server(demo_folder, judge=slow) as running:
+        with running.client() as client, pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 2}, timeout=0.5)
+        assert asked.is_set()
+        may_answer.set()
+        running.wait_until(lambda: running.metric("neo_tf_disconnects_total") == 1)
+        running.wait_until(lambda: running.serving.admission.active == 0)
