@@ -60,13 +60,14 @@ OF_EACH_PROTOCOL = [
 
 @pytest.mark.parametrize(("path", "body"), OF_EACH_PROTOCOL)
 def test_a_client_that_disconnects_frees_its_slots_within_a_step(server, path, body):
-    running = server(step_seconds=SLOW)
+    step = 0.1  # seconds: the news takes some of them where the machine is busy
+    running = server(step_seconds=step)
     connection = raw_request(running, body, path=path)
-    running.wait_until(lambda: running.free_slots == 3 and len(running.steps) > 5)
+    running.wait_until(lambda: running.free_slots == 3 and len(running.steps) > 2)
     connection.close()
     closed = time.perf_counter()
     running.wait_until(lambda: running.free_slots == 4)
-    after = [moment for moment in running.steps if moment > closed + SLOW]  # time for the news to arrive
+    after = [moment for moment in running.steps if moment > closed + step]  # time for the news to arrive
     assert len(after) <= 2, after
     running.wait_until(lambda: running.serving.admission.active == 0)
     running.wait_until(lambda: running.metric("neo_tf_disconnects_total") == 1)
