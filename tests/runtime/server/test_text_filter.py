@@ -224,7 +224,8 @@ def test_a_client_that_leaves_before_the_verdict_is_no_answer(demo_folder):
     with running_server(demo_folder, judge=slow) as running:
         with running.client() as client, pytest.raises(httpx.ReadTimeout):
             client.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 2}, timeout=0.5)
-        assert asked.is_set()
+        assert asked.wait(WAIT)
+        running.wait_until(lambda: not running.server.server_state.connections)  # the server knows that it has left
         may_answer.set()
         running.wait_until(lambda: running.metric("neo_tf_disconnects_total") == 1)
         running.wait_until(lambda: running.serving.admission.active == 0)
