@@ -19,7 +19,7 @@ import neo_tf
 from neo_tf.errors import RequestError
 
 from . import docs_page, operations, page_routes
-from .errors import ClientGoneError, ServerError, error_of, openai_form
+from .errors import ClientGoneError, ServerError, error_of, error_responses, openai_form
 from .field_errors import field_error
 from .hosted import npu, pipeline_ai
 from .middleware import Entrance
@@ -82,28 +82,12 @@ PROTOCOLS = (
     ),
 )
 _THREADS = 64
-_MAYBE_TEXT = {"anyOf": [{"type": "string"}, {"type": "null"}]}
-_ERROR = {
-    "description": "An error, such as 400 with the field that is wrong",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "properties": {
-                    "error": {
-                        "type": "object",
-                        "properties": {
-                            "message": {"type": "string"},
-                            "type": {"type": "string"},
-                            "param": _MAYBE_TEXT,
-                            "code": _MAYBE_TEXT,
-                        },
-                    }
-                },
-            }
-        }
-    },
-}
+_TEXT = {"type": "string"}
+_MAYBE_TEXT = {"anyOf": [_TEXT, {"type": "null"}]}
+_OPENAI_ERROR = {"message": _TEXT, "type": _TEXT, "param": _MAYBE_TEXT, "code": _MAYBE_TEXT}
+_ERRORS = error_responses(
+    {"error": {"type": "object", "properties": _OPENAI_ERROR}}, "400 with the field that is wrong"
+)
 _DOCS = frozenset(("/docs", "/openapi.json"))
 
 
@@ -117,7 +101,7 @@ class _App(FastAPI):
             for path in schema["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
-                    operation["responses"].setdefault("default", _ERROR)
+                    operation["responses"] = {**_ERRORS, **operation["responses"]}
             for unused in ("HTTPValidationError", "ValidationError"):
                 schema.get("components", {}).get("schemas", {}).pop(unused, None)
         return self.openapi_schema or {}

@@ -94,7 +94,7 @@ class Call:
         count = sum(request.slots for request in requests)
         admission.take(count)
         call = cls(service, mailbox, admission, text_filter)
-        handed_over = 0  # to a submission, which gives them back when it ends
+        handed_over = 0  # to submissions, with whose ends they are given back
         try:
             for index, request in enumerate(requests):
                 timing = metrics.sequence(len(request.prompt))
@@ -104,11 +104,9 @@ class Call:
                 submission = service.submit(request)
                 call._running += 1
                 call.submissions.append(submission)
-                if text_filter is None:  # otherwise the text must be judged first
-                    submission.add_done_callback(_giver(admission, request.slots))
                 submission.add_done_callback(timing.end)
-                handed_over += request.slots
                 submission.add_done_callback(call._ender(index))
+                handed_over += request.slots
         except BaseException as error:
             call.cancel()
             admission.give(count - handed_over)
@@ -235,7 +233,7 @@ class Call:
         task.add_done_callback(self._judging.discard)
 
     async def _judge(self, index: int, text_filter: TextFilter) -> None:
-        """Has a text judged. Its place in the server is free afterwards: texts that wait for it are bounded, too."""
+        """Has a text judged. It keeps its place in the server until then: texts that wait for it are bounded, too."""
         submission = self.submissions[index]
         try:
             if submission.exception() is None and submission.result().finish_reason != "cancelled":
@@ -243,11 +241,12 @@ class Call:
         except ServerError as error:
             self._not_judged[index] = error
         finally:
-            self._give(submission.generation.request.slots)
             self._close(index)
 
     def _close(self, index: int) -> None:
+        """Ends a sequence for its client, and gives its place back."""
         generation = self.submissions[index].generation
+        self._give(generation.request.slots)
         self._updates.put_nowait(Update(index, "", len(generation.tokens), ended=True))
         self._running -= 1
         if not self._running:
@@ -258,7 +257,3 @@ async def disconnected(receive: Receive) -> None:
     """Waits until the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _giver(admission: Admission, count: int) -> Callable[[object], None]:
-    return lambda done: admission.give(count)

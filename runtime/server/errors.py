@@ -81,6 +81,18 @@ def error_of(error: BaseException) -> ServerError:
     return ServerError(500, f"{type(error).__name__}: {one_line(error)}", code="failed")
 
 
+def error_responses(error: Mapping[str, Any], such_as: str = "") -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of the errors of some routes.
+
+    Args:
+        error: The JSON schema of an error's properties, {name: schema}. Every error has all of them.
+        such_as: An example, such as "400 with the field that is wrong".
+    """
+    schema = {"type": "object", "properties": error, "required": list(error)}
+    description = f"An error, such as {such_as}" if such_as else "An error"
+    return {"default": {"description": description, "content": {"application/json": {"schema": schema}}}}
+
+
 def openai_form(error: ServerError) -> dict[str, Any]:
     """An error as OpenAI writes it."""
     told = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}

@@ -135,6 +135,21 @@ def argument_fields(body: type[BaseModel]) -> dict[str, str]:
     }
 
 
+def foreign_id(field: str, argument: str, value: Any, n_vocab: int) -> str | None:
+    """What is wrong with the token ids that an argument names: the first one outside the vocabulary, if there is one.
+
+    Args:
+        field: What the message calls the argument.
+        argument: Its name in the table.
+        value: Its value, in the kind's normal form.
+        n_vocab: The size of the vocabulary.
+    """
+    for token in ARGUMENTS[argument].kind.token_ids(value):
+        if not 0 <= token < n_vocab:
+            return f"{field}: token id {token} is outside the vocabulary of {n_vocab}"
+    return None
+
+
 def schema_of(kind: Kind) -> dict[str, Any]:
     """A kind of value as JSON schema, with its range."""
     if isinstance(kind, Whole):

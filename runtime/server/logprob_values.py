@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from .serving import Serving
 
 
+# Alternatives for each token, where the server's --max-logprobs does not say another number: as in OpenAI's completions
+# and in Text Generation Inference.
+MOST_LOGPROBS = 5
+
+
 def check_logprobs(count: int | None, field: str, most: int, serving: Serving) -> None:
     """Raises ServerError where more alternatives are asked for than the server returns."""
     limit = most if serving.options.max_logprobs is None else serving.options.max_logprobs

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from neo_tf.errors import RequestError
 
 from ..api_keys import refused
-from ..errors import ServerError, bad_request, error_of
+from ..errors import ServerError, bad_request, error_of, error_responses
 from ..serving import Served, Serving
 from ..uploads import owner_of
 from .npu_body import PredictBody, TokenBody, read_prediction, read_upload
@@ -25,6 +25,7 @@ from .texts import HostedTexts
 
 TOKEN_PATH = "/npu/Token"
 
+_TEXT = {"type": "string"}
 _TASK_TYPE = "Predict"
 _LONGEST_NAME = 200  # characters of a project's name
 
@@ -47,13 +48,6 @@ class Prompts:
     digest: str
 
 
-def _responses() -> dict[int | str, dict[str, Any]]:
-    """How the routes answer an error, for the schema."""
-    text = {"type": "string"}
-    schema = {"type": "object", "properties": {"error": text, "code": text}}
-    return {"default": {"description": "An error", "content": {"application/json": {"schema": schema}}}}
-
-
 def _form_of(**parts: str) -> dict[str, Any]:
     """The schema of a route that takes a form."""
     file = {"type": "string", "format": "binary", "description": parts["file"]}
@@ -62,7 +56,7 @@ def _form_of(**parts: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
-router = APIRouter(prefix="/npu", tags=["npu"], responses=_responses())
+router = APIRouter(prefix="/npu", tags=["npu"], responses=error_responses({"error": _TEXT, "code": _TEXT}))
 
 
 @router.post("/Token", summary="Check a token")
@@ -89,13 +83,7 @@ async def sync_predict(serving: Served, http: HttpRequest) -> Response:
         texts = await asyncio.to_thread(_texts_of_file, data, fields.input_kwargs, serving)
     except (ServerError, RequestError) as error:
         return _failure(http, error_of(error))
-    serving.log_prompt(http, texts.prompts)
-    call = serving.start(texts.requests)
-    async with call.watched(http.receive):
-        generations = await call.results()
-    return JSONResponse(
-        {"state": "COMPLETE", "result": texts.for_card(await asyncio.to_thread(texts.results, generations))}
-    )
+    return JSONResponse({"state": "COMPLETE", "result": await texts.run(http)})
 
 
 def _texts_of_file(data: bytes, given: dict[str, Any] | None, serving: Serving) -> HostedTexts:

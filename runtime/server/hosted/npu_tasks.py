@@ -59,7 +59,7 @@ class Task:
 
     async def _run(self, texts: HostedTexts, call: Call) -> None:
         try:
-            result = texts.for_card(await asyncio.to_thread(texts.results, await call.results()))
+            result = await asyncio.to_thread(texts.results, await call.results())
         except Exception as error:
             if not isinstance(error, ServerError):
                 _log.exception("a task failed")

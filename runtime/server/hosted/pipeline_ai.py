@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from neo_tf.errors import RequestError
 
 from ...argument_kinds import WellFormedText
-from ..errors import ServerError, bad_request
+from ..errors import ServerError, bad_request, error_responses
 from ..fields import Checked, Ignored, NotServed
 from ..serving import Served, Serving
 from ..uploads import owner_of
@@ -103,13 +103,7 @@ class RunBody(BaseModel):
     compute_requirements: Annotated[Any, Ignored()] = None
 
 
-def _responses() -> dict[int | str, dict[str, Any]]:
-    """How the routes answer an error, for the schema."""
-    told = {"type": "object", "properties": {"message": {"type": "string"}}}
-    schema = {"type": "object", "properties": {"detail": told}}
-    return {"default": {"description": "An error", "content": {"application/json": {"schema": schema}}}}
-
-
+_DETAIL = {"type": "object", "properties": {"message": {"type": "string"}}}
 _FILE_FORM = {
     "type": "object",
     "properties": {
@@ -122,7 +116,7 @@ _FILE_FORM = {
     },
     "required": ["file"],
 }
-router = APIRouter(prefix="/v2", tags=["pipeline-ai"], responses=_responses())
+router = APIRouter(prefix="/v2", tags=["pipeline-ai"], responses=error_responses({"detail": _DETAIL}))
 
 
 @router.get("/users/me", summary="Whose token it is")
@@ -182,11 +176,7 @@ async def run(body: RunBody, serving: Served, http: HttpRequest) -> Response:
     given = serving.uploads.get(owner_of(http), body.data_id, StoredData)
     begin = _now()
     texts = await asyncio.to_thread(_texts, given.file.hex, serving)
-    serving.log_prompt(http, texts.prompts)
-    call = serving.start(texts.requests)
-    async with call.watched(http.receive):
-        generations = await call.results()
-    result = texts.for_card(await asyncio.to_thread(texts.results, generations))
+    result = await texts.run(http)
     stored = StoredFile("result", "/", pickle.dumps(result).hex().encode())
     return JSONResponse(
         {

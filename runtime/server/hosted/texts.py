@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from fastapi import Request as HttpRequest
 
 from neo_tf.errors import RequestError
 
@@ -12,15 +15,14 @@ from ...argument_kinds import is_well_formed
 from ...argument_table import ARGUMENTS, OLD_NAMES
 from ...call_arguments import CallArguments
 from ...pipeline import SAMPLING_DEFAULTS
-from ..logprob_values import check_logprobs, finite
+from ..fields import foreign_id
+from ..logprob_values import MOST_LOGPROBS, check_logprobs, finite
 
 if TYPE_CHECKING:
     from ...arguments import GenerateArguments
     from ...engine.generation import Generation
     from ...engine.request import Request
     from ..serving import Serving
-
-_MOST_LOGPROBS = 5  # where the server's --max-logprobs does not say another number
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,24 @@ class HostedTexts:
         ]
         return cls(serving, prompts, options, requests)
 
-    def results(self, generations: Sequence[Generation]) -> list[list[dict[str, Any]]]:
-        """What the pipeline returns for a list of prompts: for each of them a list of {"generated_text": …}."""
+    async def run(self, http: HttpRequest) -> list[Any]:
+        """Continues the texts for a client, which ends them where it disconnects; returns the results.
+
+        Raises:
+            ClientGoneError, ServerError: See Call.results.
+        """
+        self.serving.log_prompt(http, self.prompts)
+        call = self.serving.start(self.requests)
+        async with call.watched(http.receive):
+            generations = await call.results()
+        return await asyncio.to_thread(self.results, generations)
+
+    def results(self, generations: Sequence[Generation]) -> list[Any]:
+        """Results as the cards show them.
+
+        Returns:
+            For one prompt a list of {"generated_text": …}, for several prompts a list of such lists.
+        """
         each = self.options.requests_of_each
         found = []
         for number, prompt in enumerate(self.prompts):
@@ -78,11 +96,7 @@ class HostedTexts:
                 for result in self.serving.pipeline.results(prompt, generation, self.options)
             ]
             found.append([_as_json(result) for result in results])
-        return found
-
-    def for_card(self, results: list[list[dict[str, Any]]]) -> list[Any]:
-        """Results as the cards show them: those of one prompt alone, or of several prompts a list of such lists."""
-        return results[0] if len(self.prompts) == 1 else results
+        return found[0] if len(self.prompts) == 1 else found
 
     @property
     def new_tokens(self) -> int:
@@ -102,8 +116,8 @@ def _options(given: Any, serving: Serving) -> GenerateArguments:
     for values in (given, config if isinstance(config, Mapping) else {}):
         _check_values(values, serving)
     options = CallArguments.of({}, given).parse(serving.pipeline.settings, SAMPLING_DEFAULTS)
-    check_logprobs(options.logprobs, "logprobs", _MOST_LOGPROBS, serving)
-    check_logprobs(options.prompt_logprobs, "prompt_logprobs", _MOST_LOGPROBS, serving)
+    check_logprobs(options.logprobs, "logprobs", MOST_LOGPROBS, serving)
+    check_logprobs(options.prompt_logprobs, "prompt_logprobs", MOST_LOGPROBS, serving)
     if options.sampling.guide:
         serving.tokenizer.grammar(options.sampling.guide)
     return options
@@ -128,10 +142,10 @@ def _check_values(values: Mapping[Any, Any], serving: Serving) -> None:
             continue
         if not row.in_json and value not in (row.default, []):
             raise RequestError(f"{name} is for calls from Python: a request cannot say it")
-        row.kind.check(name, row.kind.normal(value))
-        for token in row.kind.token_ids(row.kind.normal(value)):
-            if not 0 <= token < serving.config.n_vocab:
-                raise RequestError(f"{name}: token id {token} is outside the vocabulary of {serving.config.n_vocab}")
+        normal = row.kind.normal(value)
+        row.kind.check(name, normal)
+        if wrong := foreign_id(name, row.name, normal, serving.config.n_vocab):
+            raise RequestError(wrong)
 
 
 def _as_json(value: Any) -> Any:

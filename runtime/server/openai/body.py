@@ -11,7 +11,7 @@ from ...argument_kinds import Kind, Whole
 from ...argument_table import ARGUMENTS
 from ...guided.response_format import guided_arguments
 from ..errors import bad_request
-from ..fields import Argument, Checked, Ignored, NotServed, argument_fields, arguments_of
+from ..fields import Argument, Checked, Ignored, NotServed, argument_fields, arguments_of, foreign_id
 from ..served_arguments import served_arguments
 from ..serving import Serving
 
@@ -131,14 +131,10 @@ def check_body(body: OpenAIBody, serving: Serving) -> None:
     serving.check_name(body.model)
     if body.stream_options is not None and not body.streams:
         raise bad_request("stream_options needs stream: true", "stream_options", "invalid_value")
-    n_vocab = serving.config.n_vocab
     for field, argument in argument_fields(type(body)).items():
         value = getattr(body, field)
-        ids = [] if value is None else ARGUMENTS[argument].kind.token_ids(value)
-        for token in ids:
-            if not 0 <= token < n_vocab:
-                message = f"{field}: token id {token} is outside the vocabulary of {n_vocab}"
-                raise bad_request(message, field, "invalid_value")
+        if value is not None and (wrong := foreign_id(field, argument, value, serving.config.n_vocab)):
+            raise bad_request(wrong, field, "invalid_value")
 
 
 def generate_arguments(

@@ -15,7 +15,7 @@ from ...argument_kinds import Flag, Whole
 from ..answering import answer
 from ..errors import bad_request
 from ..fields import Argument, Checked, NotServed
-from ..logprob_values import check_logprobs
+from ..logprob_values import MOST_LOGPROBS, check_logprobs
 from ..serving import Served, Serving
 from ..streaming import STREAMED
 from .answer import OpenAIAnswer
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-_MOST_LOGPROBS = 5  # as in OpenAI's API
 _NEW_TOKENS = 16  # as in OpenAI's API
 
 
@@ -96,8 +95,8 @@ class _Completion(OpenAIAnswer):
     def __init__(self, body: CompletionBody, serving: Serving) -> None:
         super().__init__(serving, "text_completion", f"cmpl-{uuid.uuid4().hex}", body.include_usage)
         check_body(body, serving)
-        check_logprobs(body.logprobs, "logprobs", _MOST_LOGPROBS, serving)
-        check_logprobs(body.prompt_logprobs, "prompt_logprobs", _MOST_LOGPROBS, serving)
+        check_logprobs(body.logprobs, "logprobs", MOST_LOGPROBS, serving)
+        check_logprobs(body.prompt_logprobs, "prompt_logprobs", MOST_LOGPROBS, serving)
         self._body = body
         self._count = body.count
         self._drawn = body.count if body.best_of is None else int(body.best_of)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...engine.generation import FinishReason
 from ...engine.stopping import text_stream
 from ..errors import ServerError
-from ..logprob_values import check_logprobs, finite
+from ..logprob_values import MOST_LOGPROBS, check_logprobs, finite
 from ..streaming import event_json
 from .body import GenerateParameters, generate_arguments
 from .errors import tgi_form
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ..call import Update
     from ..serving import Serving
     from .body import GenerateBody
-
-_MOST_TOP_TOKENS = 5  # as in Text Generation Inference
 
 
 class TgiAnswer:
@@ -49,7 +47,7 @@ class TgiAnswer:
         if asked.details is None and body.parameters is not None:
             self._with_details = True
         self._top = int(asked.top_n_tokens or 0)
-        check_logprobs(self._top, "top_n_tokens", _MOST_TOP_TOKENS, serving)
+        check_logprobs(self._top, "top_n_tokens", MOST_LOGPROBS, serving)
         options = generate_arguments(asked, serving, streams)
         self._seed = options.sampling.seed if options.sampling.do_sample else None
         keeps = streams or self._with_details or options.num_return_sequences > 1
@@ -70,8 +68,7 @@ class TgiAnswer:
 
     def whole(self, generations: list[Generation]) -> Any:
         """See Answer."""
-        order = sorted(range(len(generations)), key=lambda index: -generations[index].mean_logprob)
-        best, *others = order if len(generations) > 1 else [0]
+        best, *others = sorted(range(len(generations)), key=lambda index: -generations[index].mean_logprob)
         found: dict[str, Any] = {"generated_text": self._before + generations[best].text}
         if self._with_details:
             found["details"] = self._details(best, generations[best])

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import ServerError
+from ..errors import ServerError, error_responses
 
 # Its statuses for what is 400 and 500 elsewhere.
 TGI_STATUSES = {400: 422, 500: 424}
 # Its names of the kinds of errors, by our status. Its clients raise an exception of their own for each.
 _TYPES = {400: "validation", 408: "validation", 413: "validation", 429: "overloaded", 500: "generation"}
-# What OpenAPI says of them.
-TGI_ERROR: dict[int | str, dict[str, Any]] = {
-    "default": {
-        "description": "An error, such as 422 with the field that is wrong",
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"error": {"type": "string"}, "error_type": {"type": "string"}},
-                    "required": ["error", "error_type"],
-                }
-            }
-        },
-    }
-}
+TGI_ERRORS = error_responses(
+    {"error": {"type": "string"}, "error_type": {"type": "string"}}, "422 with the field that is wrong"
+)
 
 
 def tgi_form(error: ServerError) -> dict[str, Any]:

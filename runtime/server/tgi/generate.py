@@ -16,9 +16,9 @@ from ..serving import Served, Serving
 from ..streaming import STREAMED
 from .answer import TgiAnswer
 from .body import GenerateBody
-from .errors import TGI_ERROR
+from .errors import TGI_ERRORS
 
-router = APIRouter(tags=["Text Generation Inference"], responses=TGI_ERROR)
+router = APIRouter(tags=["Text Generation Inference"], responses=TGI_ERRORS)
 
 
 @router.post("/", summary="Continue a text: whole, or as a stream where `stream` is true", responses=STREAMED)

@@ -37,6 +37,19 @@ class Judge:
         return self.verdict(text)
 
 
+class SlowJudge:
+    """A filter that passes every text, once it may answer."""
+
+    def __init__(self):
+        self.asked = threading.Event()
+        self.may_answer = threading.Event()
+
+    def __call__(self, text, prompt):
+        self.asked.set()
+        self.may_answer.wait(WAIT)
+        return text
+
+
 @pytest.fixture(scope="module")
 def judge():
     return Judge()
@@ -195,37 +208,25 @@ def test_the_command_refuses_a_filter_before_it_loads_the_model(monkeypatch, cap
 
 
 def test_a_text_keeps_its_place_until_it_is_judged_and_the_servers_end_waits_for_it(demo_folder):
-    asked, may_answer = threading.Event(), threading.Event()
-
-    def slow(text, prompt):
-        asked.set()
-        may_answer.wait(WAIT)
-        return text
-
+    slow = SlowJudge()
     with running_server(demo_folder, slots=1, max_queue=0, judge=slow) as running, ThreadPoolExecutor() as pool:
         waiting = pool.submit(running.post, "/v1/completions", prompt=PROMPT, max_tokens=2)
-        assert asked.wait(WAIT)
+        assert slow.asked.wait(WAIT)
         assert running.free_slots == 1  # the engine is done with it
         assert running.post("/v1/completions", prompt=PROMPT, max_tokens=2).status_code == 429
         running.server.drain()
         time.sleep(0.4)  # the server looks ten times a second whether it may end
-        may_answer.set()
+        slow.may_answer.set()
         assert waiting.result().status_code == 200
 
 
 def test_a_client_that_leaves_before_the_verdict_is_no_answer(demo_folder):
-    asked, may_answer = threading.Event(), threading.Event()
-
-    def slow(text, prompt):
-        asked.set()
-        may_answer.wait(WAIT)
-        return text
-
+    slow = SlowJudge()
     with running_server(demo_folder, judge=slow) as running:
         with running.client() as client, pytest.raises(httpx.ReadTimeout):
             client.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 2}, timeout=0.5)
-        assert asked.wait(WAIT)
+        assert slow.asked.wait(WAIT)
         running.wait_until(lambda: not running.server.server_state.connections)  # the server knows that it has left
-        may_answer.set()
+        slow.may_answer.set()
         running.wait_until(lambda: running.metric("neo_tf_disconnects_total") == 1)
         running.wait_until(lambda: running.serving.admission.active == 0)
