@@ -320,7 +320,7 @@ def _run_job(
         options: the same, checked.
     """
     from neo_tf.runtime.jobs.engine_runner import EngineRunner
-    from neo_tf.runtime.jobs.ray_worker import settings_of
+    from neo_tf.runtime.jobs.open_line import settings_of
 
     with _open_job(files, prompts) as job:
         generator = loader.load(_slots(batch_size, prompts, options))

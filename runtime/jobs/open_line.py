@@ -122,3 +122,13 @@ class OpenLine:
 def head_of(line: Line, values: dict[str, Any]) -> dict[str, Any]:
     """The beginning of a line's result: its index, and the id that it may have among the values that it says."""
     return {"index": line.index} | ({"id": values["id"]} if "id" in values else {})
+
+
+def settings_of(generator: TextGenerationPipeline) -> dict[str, Any]:
+    """What decides a text beside the model and the arguments, as a job's first line notes it."""
+    session = generator.session
+    return {
+        "device": session.device,
+        "in_pairs": session.in_pairs,  # quantised texts of a batch size of 1 may be others
+        "precision": session.precision,
+    }

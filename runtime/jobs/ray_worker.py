@@ -10,7 +10,7 @@ from neo_tf.errors import EngineError
 
 from ..engine.service import Service, Submission
 from ..pipeline import TextGenerationPipeline
-from .open_line import OpenLine, Outcome
+from .open_line import OpenLine, Outcome, settings_of
 from .prompts import Line
 
 
@@ -88,13 +88,3 @@ class RayWorker:
             return Broken(self._service.failure)
         one.generations = [submission.generation for submission in submissions]
         return one.outcome(self._generator)
-
-
-def settings_of(generator: TextGenerationPipeline) -> dict[str, Any]:
-    """What decides a text beside the model and the arguments, as a job's first line notes it."""
-    session = generator.session
-    return {
-        "device": session.device,
-        "in_pairs": session.in_pairs,  # quantised texts of a batch size of 1 may be others
-        "precision": session.precision,
-    }
