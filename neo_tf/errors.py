@@ -40,6 +40,17 @@ class EngineError(NeoTFError, RuntimeError):
 class MissingExtraError(NeoTFError, ImportError):
     """A part of neo-tf needs an optional dependency that is not installed."""
 
+    @classmethod
+    def of(cls, need: str, error: ImportError, extra: str) -> "MissingExtraError":
+        """The error where an import has failed.
+
+        Args:
+            need: What needs what, such as "--plot needs matplotlib".
+            error: Why it cannot be imported.
+            extra: The extra of neo-tf that installs it.
+        """
+        return cls(f"{need} ({error}): install it with `pip install 'neo-tf[{extra}]'`")
+
 
 def one_line(error: BaseException) -> str:
     """An error's message with its line breaks replaced by spaces."""

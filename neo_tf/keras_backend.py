@@ -28,9 +28,7 @@ def import_tensorflow() -> ModuleType:
             import keras  # noqa: F401  (its import of TensorFlow logs too)
             import tensorflow
     except ImportError as error:
-        raise MissingExtraError(
-            f"this needs TensorFlow ({error}): install it with `pip install 'neo-tf[tensorflow]'`"
-        ) from None
+        raise MissingExtraError.of("this needs TensorFlow", error, "tensorflow") from None
     return tensorflow
 
 

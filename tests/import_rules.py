@@ -101,6 +101,7 @@ CONTRACTS = {
     "neo_tf.config_formats",
     "neo_tf.config_values",
     "neo_tf.errors",
+    "neo_tf.file_locks",
     "neo_tf.file_names",
     "neo_tf.git_lfs",
     "neo_tf.hub",

@@ -32,9 +32,7 @@ def check_plot(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError(
-            f"--plot needs matplotlib ({error}): install it with `pip install 'neo-tf[plot]'`"
-        ) from None
+        raise MissingExtraError.of("--plot needs matplotlib", error, "plot") from None
 
 
 def draw_figures(figures: dict[str, Any], path: Path, suffix: str) -> None:

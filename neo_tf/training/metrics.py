@@ -1,6 +1,8 @@
 """metrics.jsonl: a line of JSON for each step of a run."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,15 +28,13 @@ class Metrics:
 
     def __init__(self, run: Path, step: int) -> None:
         self.path = run / METRICS_FILE
-        try:
+        with _told(self.path):
             run.mkdir(parents=True, exist_ok=True)
             before = _lines_before(self.path, step)
             if before:
                 with new_file(self.path) as file:
                     file.write_text("".join(before))
-            self._file = open(self.path, "a" if before else "w", encoding="utf-8")  # noqa: SIM115  (close does it)
-        except OSError as error:
-            raise _output_error(self.path, error) from None
+            self._file = open(self.path, "a" if before else "w", encoding="utf-8")  # noqa: SIM115  (__exit__ closes)
 
     def write(self, step: int, loss: float, lr: float) -> None:
         """Writes a step's line, {"step": …, "loss": …, "lr": …}; what a failed write left is removed by the next run.
@@ -42,10 +42,8 @@ class Metrics:
         Raises:
             OutputError: The file cannot be written.
         """
-        try:
+        with _told(self.path):
             self._file.write(json.dumps({"step": step, "loss": loss, "lr": lr}) + "\n")
-        except OSError as error:
-            raise _output_error(self.path, error) from None
 
     def flush(self) -> None:
         """Lets others see the lines; called before a checkpoint is written.
@@ -53,10 +51,8 @@ class Metrics:
         Raises:
             OutputError: The file cannot be written.
         """
-        try:
+        with _told(self.path):
             self._file.flush()
-        except OSError as error:
-            raise _output_error(self.path, error) from None
 
     def __enter__(self) -> Self:
         return self
@@ -64,11 +60,8 @@ class Metrics:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with _told(self.path) if error is None else contextlib.suppress(OSError):
             self._file.close()
-        except OSError as failure:
-            if error is None:
-                raise _output_error(self.path, failure) from None
 
 
 def _lines_before(path: Path, step: int) -> list[str]:
@@ -85,5 +78,12 @@ def _lines_before(path: Path, step: int) -> list[str]:
     return kept
 
 
-def _output_error(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path}: cannot be written: {error.strerror or error}")
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Makes the system's errors about a file OutputErrors that name it."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None

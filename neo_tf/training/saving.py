@@ -94,8 +94,7 @@ class Saver:
         with new_folder(staged, needs=state.nbytes) as folder:
             write_mesh_tf_state(state, folder, progress)
         try:
-            for shard in self.run.glob(f"{prefix.name}.data-*-of-*"):
-                shard.unlink()  # without an index: of a process that was killed here
+            self._remove_shards(prefix.name)  # without an index: of a process that was killed here
             # The index comes last: without it the data are no checkpoint.
             for file in sorted(staged.iterdir(), key=lambda file: (file.suffix == ".index", file.name)):
                 _move(file, self.run / file.name)
@@ -119,9 +118,12 @@ class Saver:
         # As TensorFlow does it: a checkpoint that is not listed was put there by somebody, and stays.
         for name in self._listed()[: -self.keep]:
             (self.run / f"{name}.index").unlink()
-            for shard in self.run.glob(f"{name}.data-*-of-*"):
-                shard.unlink()
+            self._remove_shards(name)
         self._list()
+
+    def _remove_shards(self, name: str) -> None:
+        for shard in self.run.glob(f"{name}.data-*-of-*"):
+            shard.unlink()
 
     def _listed(self) -> list[str]:
         """The names in the file `checkpoint` whose checkpoints are there, the oldest first."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from neo_tf.atomic import new_file
 from neo_tf.errors import OutputError, RequestError
+from neo_tf.file_locks import lock
 
 from .prompts import Line
 
@@ -109,7 +110,7 @@ class JobFile:
             raise OutputError(f"{self.path}: exists (--force replaces it)")
         try:
             self._file = open(self.partial, "a+b", buffering=0)  # noqa: SIM115  (close closes it)
-            self._lock()
+            lock(self._file, self.partial)
             self._scan()
         except OSError as error:
             raise self._failed(error) from None
@@ -177,16 +178,6 @@ class JobFile:
         self._file.close()
         if not self.done:
             self.partial.unlink(missing_ok=True)
-
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows has no such locks
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"{self.partial}: another process is writing it") from None
 
     def _scan(self) -> None:
         """Finds the results that are there, and cuts off the line that a kill left half written."""

@@ -43,9 +43,7 @@ def _ftfy() -> Callable[[str], str]:
     try:
         import ftfy
     except ImportError as error:
-        raise MissingExtraError(
-            f"--ftfy needs the library ftfy ({error}): install it with `pip install 'neo-tf[ftfy]'`"
-        ) from None
+        raise MissingExtraError.of("--ftfy needs the library ftfy", error, "ftfy") from None
     return lambda text: ftfy.fix_text(text, normalization="NFKC")
 
 

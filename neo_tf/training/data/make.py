@@ -21,7 +21,7 @@ from neo_tf.training.data.output import (
     DATASET_FILE,
     RecordFiles,
     check_replaceable,
-    lock,
+    locked,
     partial_of,
     read_made,
     write_made,
@@ -130,7 +130,7 @@ class _Job:
             check_replaceable(self.partial)
             shutil.rmtree(self.partial)
         self.partial.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(self.partial)
+        self._lock = locked(self.partial)
         noted = read_made(self.partial)
         if not noted and any(self.partial.iterdir()):
             raise OutputError(f"{self.partial}: holds no unfinished job of this command: move it away")

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neo_tf.errors import OutputError
+from neo_tf.file_locks import lock
 from neo_tf.file_names import TOKENIZER_FILES
 from neo_tf.training.data.example import encode_example
 from neo_tf.training.data.tfrecord import frame
@@ -46,22 +47,20 @@ def write_made(folder: Path, value: dict[str, Any]) -> None:
     new.replace(folder / MADE_FILE)
 
 
-def lock(folder: Path) -> int:
-    """Keeps other processes from writing a folder, until the descriptor that is returned is closed.
+def locked(folder: Path) -> int:
+    """Keeps other processes from writing a folder, until the descriptor that is returned is closed; -1 is none.
 
     Raises:
         OutputError: Another process is writing it.
     """
-    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else -1
+    if os.name != "posix":  # Windows opens no folders
+        return -1
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows has no such locks
-        pass
-    except BlockingIOError:
+        lock(descriptor, folder)
+    except OutputError:
         os.close(descriptor)
-        raise OutputError(f"{folder}: another process is writing it") from None
+        raise
     return descriptor
 
 

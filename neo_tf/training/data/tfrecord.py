@@ -38,9 +38,7 @@ def masked_crc(data: bytes) -> int:
     try:
         import google_crc32c
     except ImportError as error:
-        raise MissingExtraError(
-            f"tfrecord files need a CRC-32C ({error}): install it with `pip install 'neo-tf[data]'`"
-        ) from None
+        raise MissingExtraError.of("tfrecord files need a CRC-32C", error, "data") from None
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
@@ -54,12 +52,8 @@ def read_records(path: Path | str) -> Iterator[bytes]:
     with open_records(path) as file:
         size = _size(file)
         index = 0
-        while (head := file.read(_HEAD.size)) != b"":
-            if len(head) < _HEAD.size:
-                raise cut_short(path, index)
-            length, checksum = _HEAD.unpack(head)
-            if masked_crc(head[:8]) != checksum:
-                raise _damaged(path, index)
+        while file.tell() < size:
+            length = _length(file, path, index)
             if file.tell() + length > size:
                 raise cut_short(path, index)
             data = file.read(length)
@@ -101,13 +95,7 @@ def count_records(path: Path | str, at_most: int | None = None) -> int:
         count = 0
         while position < size and (at_most is None or count < at_most):
             file.seek(position)
-            head = file.read(_HEAD.size)
-            if len(head) < _HEAD.size:
-                raise cut_short(path, count)
-            length, checksum = _HEAD.unpack(head)
-            if masked_crc(head[:8]) != checksum:
-                raise _damaged(path, count)
-            position += length + AROUND
+            position += _length(file, path, count) + AROUND
             if position > size:
                 raise cut_short(path, count)
             count += 1
@@ -130,6 +118,17 @@ def open_records(path: Path | str) -> BinaryIO:
         return open(path, "rb")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from None
+
+
+def _length(file: BinaryIO, path: Path | str, index: int) -> int:
+    """The bytes of the next record, `index`, without what is around them."""
+    head = file.read(_HEAD.size)
+    if len(head) < _HEAD.size:
+        raise cut_short(path, index)
+    length, checksum = _HEAD.unpack(head)
+    if masked_crc(head[:8]) != checksum:
+        raise _damaged(path, index)
+    return length
 
 
 def _size(file: BinaryIO) -> int:

@@ -17,9 +17,7 @@ def open_zstd(file: IO[bytes]) -> io.BufferedReader:
     try:
         import zstandard
     except ImportError as error:
-        raise MissingExtraError(
-            f".zst files need zstandard ({error}): install it with `pip install 'neo-tf[data]'`"
-        ) from None
+        raise MissingExtraError.of(".zst files need zstandard", error, "data") from None
     # The Pile's files need a window of 2 GB at most.
     return io.BufferedReader(_Frames(file, zstandard.ZstdDecompressor(max_window_size=2**31)), _PIECE)
 
