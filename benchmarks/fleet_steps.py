@@ -82,7 +82,7 @@ def mean_steps(first, second):
 
 
 def _prefill_seconds(session, random, count, past, chunk, clock):
-    """The seconds of a chunk of a prompt, after `past` tokens of it."""
+    """How many seconds a chunk of a prompt takes when `past` tokens of the prompt are in the KV cache already."""
     tokens = random.integers(0, session.config.n_vocab, past + count)
     # Where prompts are not silent, the last chunk computes the logits of its last token.
     last = 0 if session.prefers_silent_prompts else 1

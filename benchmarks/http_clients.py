@@ -21,7 +21,7 @@ _KEPT = 300  # bytes at the end of an answer that are kept: enough for its last 
 
 @dataclass(frozen=True)
 class TextTask:
-    """One request: a prompt as a text and as the token ids that the server makes of it, and its new tokens."""
+    """One request: its prompt, as a text and as token ids, and the number of new tokens that it asks for."""
 
     text: str
     prompt: list[int]
@@ -125,7 +125,7 @@ def processor_seconds(process):
 
 
 def pin(process, cores):
-    """Lets a process that has just started run on these cores alone; on all where there are none."""
+    """Pins a process that has just started to these cores. Without cores it may use all."""
     if cores:
         os.sched_setaffinity(process, cores)
 

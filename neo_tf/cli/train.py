@@ -47,7 +47,8 @@ def train(
         bool,
         typer.Option(
             "--continue",
-            help="Go on from RUN's newest checkpoint, or where there is none from SRC's own step and optimizer slots.",
+            help="Go on from the newest checkpoint in RUN. If RUN has none, go on from the step and the optimizer "
+            "slots in SRC.",
         ),
     ] = False,
     steps: Annotated[

@@ -83,7 +83,7 @@ class Uploads:
         return len(self._entries)
 
     def may_hold(self, size: int) -> bool:
-        """Whether one owner may have a thing of so many bytes."""
+        """Whether one owner may have a thing of `size` bytes."""
         return size <= min(self._limits.each_bytes, self._limits.all_bytes)
 
     def put(self, owner: bytes, value: Any, size: int) -> str:

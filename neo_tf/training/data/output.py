@@ -29,7 +29,7 @@ def partial_of(folder: Path) -> Path:
 
 
 def read_made(folder: Path) -> dict[str, Any]:
-    """What MADE_FILE says in a folder; {} where there is none."""
+    """The content of MADE_FILE in a folder; {} if the folder has no such file, or the file cannot be read."""
     try:
         value = json.loads((folder / MADE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -38,7 +38,7 @@ def read_made(folder: Path) -> dict[str, Any]:
 
 
 def write_made(folder: Path, value: dict[str, Any]) -> None:
-    """Writes MADE_FILE: the whole of it, or nothing."""
+    """Writes MADE_FILE. A process that is killed meanwhile leaves the old file as it was."""
     new = folder / f"{MADE_FILE}.new"
     with open(new, "w", encoding="utf-8") as file:
         json.dump(value, file)

@@ -41,7 +41,7 @@ def read_npz_texts(data: bytes) -> list[str]:
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
-    """The arrays' files, in their order, of an archive of so many bytes."""
+    """The files of the arrays, in their order. The archive has `size` bytes."""
     members = archive.infolist()
     if len(members) > _MOST_ARRAYS:
         raise RequestError(f"the .npz file has {len(members)} arrays, and at most {_MOST_ARRAYS} are read")
