@@ -38,22 +38,21 @@ class LeastRequests:
 
     def __call__(self, fleet, arrival):
         """The number of the replica."""
-        loads = [replica.active for replica in fleet]
+        loads = [self.load(replica) for replica in fleet]
         least = min(loads)
         return self._random.choice([number for number, load in enumerate(loads) if load == least])
 
+    def load(self, replica):
+        """What is compared."""
+        return replica.active
 
-class ShortestQueue:
+
+class ShortestQueue(LeastRequests):
     """The replica where the fewest requests wait for their first token; then the one with the fewest in all."""
 
-    def __init__(self, seed=0):
-        self._random = random.Random(seed)
-
-    def __call__(self, fleet, arrival):
-        """The number of the replica."""
-        loads = [(replica.queued, replica.active) for replica in fleet]
-        least = min(loads)
-        return self._random.choice([number for number, load in enumerate(loads) if load == least])
+    def load(self, replica):
+        """What is compared."""
+        return replica.queued, replica.active
 
 
 class BestOfTwo:
